@@ -1,0 +1,119 @@
+# Every command of this project. Each sets up what it needs, from nothing but make and a Python with venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+PYTHON ?= python3
+IMAGE ?= tinybird-proxy:dev
+UV_VERSION := 0.13.9
+
+SOURCES := proxy tests
+VENV := .venv
+DEMO_VENV := .cache/demo
+UV := .cache/uv-$(UV_VERSION)/bin/uv
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input
+CONFORMANCE := tests/proxy/conformance
+
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(DEMO_VENV)/.project ## see the proxy at work against an emulated Tinybird (DEMO_SECONDS=n stops by itself)
+	@$(DEMO_VENV)/bin/tinybird-proxy demo
+
+.PHONY: test
+test: lint conformance-clients ## check everything: format, lint, types, import rules, tests
+	$(VENV)/bin/pytest
+
+.PHONY: lint
+lint: $(VENV)/.project ## format, lint, types and import rules only
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/mypy $(SOURCES)
+	$(VENV)/bin/lint-imports --no-logo
+
+.PHONY: format
+format: $(VENV)/.project ## rewrite the sources in the project's format
+	$(VENV)/bin/ruff check --fix-only $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+# dev first: it holds everything, and the others take their versions from it, so that what is tested is what runs.
+.PHONY: lock
+lock: COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command 'make lock, or make lock UPGRADE=--upgrade for newer versions' $(UPGRADE)
+lock: $(UV) ## write locks/ from pyproject.toml (UPGRADE=--upgrade: newest versions)
+	$(COMPILE) pyproject.toml --all-extras --group dev --output-file locks/dev.txt
+	$(COMPILE) pyproject.toml --extra otlp --constraints locks/dev.txt --output-file locks/proxy.txt
+	$(COMPILE) pyproject.toml --extra otlp --extra demo --constraints locks/dev.txt --output-file locks/demo.txt
+	$(COMPILE) --group build --constraints locks/dev.txt --output-file locks/build.txt
+
+.PHONY: bench
+bench: $(VENV)/.project ## measure throughput and latency
+	@if [ -x tests/bench/run ]; then PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/bench/run; \
+	else echo "make bench: tests/bench/run is not here" >&2; exit 1; fi
+
+# buildah needs no daemon. BASE=... builds on another image than the Dockerfile's own.
+.PHONY: image
+image: BUILD_ARGS = --target proxy --tag $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
+	--build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' proxy/tinybird_proxy/__init__.py)
+image: ## build the container image (IMAGE=name:tag, BASE=image) with docker or buildah
+	@if docker version >/dev/null 2>&1; then set -x; docker build $(BUILD_ARGS) .; \
+	elif command -v buildah >/dev/null; then set -x; buildah --storage-driver vfs bud --isolation chroot $(BUILD_ARGS) .; \
+	else echo "make image: needs a running Docker daemon, or buildah" >&2; exit 1; fi
+
+.PHONY: clean
+clean: ## remove everything that the other targets made, except images
+	rm -rf $(VENV) .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(CONFORMANCE)/node_modules
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The official clients that the conformance tests drive. Without Node those tests are skipped, and CI fails on a skip.
+.PHONY: conformance-clients
+conformance-clients:
+	@if [ ! -f $(CONFORMANCE)/install ]; then :; \
+	elif node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then sh $(CONFORMANCE)/install; \
+	else echo "Node 20 or newer was not found: the tests that need it will be skipped."; fi
+
+# An environment in two steps: what the lock names, and then the project itself in place, built with what is locked.
+define create-venv
+	@found="$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)"; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is $${found:-missing}." \
+			"Name another one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: ensurepip is missing." \
+			"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(@D) from $(filter locks/%,$^)"
+	@$(PYTHON) -m venv --clear $(@D)
+endef
+
+define install-project
+	@$(@D)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(@D)/bin/python -m pip --disable-pip-version-check check >/dev/null || { \
+		$(@D)/bin/python -m pip --disable-pip-version-check check; \
+		echo "The lock files do not fit pyproject.toml: run make lock" >&2; exit 1; }
+	@touch $@
+endef
+
+# PIP_USE_PEP517: older pips would run the setup.py of the one package that comes without a wheel (forbiddenfruit).
+$(VENV)/.locked: locks/dev.txt
+	$(create-venv)
+	@PIP_USE_PEP517=1 $(@D)/bin/python $(PIP_INSTALL) --require-hashes --requirement locks/dev.txt
+	@touch $@
+
+$(DEMO_VENV)/.locked: locks/demo.txt locks/build.txt
+	$(create-venv)
+	@$(@D)/bin/python $(PIP_INSTALL) --require-hashes --requirement locks/demo.txt --requirement locks/build.txt
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.locked pyproject.toml
+	$(install-project)
+
+$(DEMO_VENV)/.project: $(DEMO_VENV)/.locked pyproject.toml
+	$(install-project)
+
+$(UV):
+	@$(PYTHON) -m venv --clear $(abspath $(@D)/..)
+	@$(@D)/python $(PIP_INSTALL) uv==$(UV_VERSION)

@@ -1,0 +1,5 @@
+"""``python -m tinybird_proxy``."""
+
+from tinybird_proxy.cli import main
+
+main()

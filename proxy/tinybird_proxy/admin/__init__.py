@@ -1,0 +1,1 @@
+"""The admin port: health, status, metrics, drain. It holds no rows and no tokens."""

@@ -1,0 +1,145 @@
+"""What ``/status`` and ``/metrics`` show: everything the proxy knows about itself, at one moment."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tinybird_proxy import __version__, health
+from tinybird_proxy.pipeline import Pipeline
+from tinybird_proxy.server.availability import Availability
+from tinybird_proxy.server.events import Gate
+from tinybird_proxy.server.receive import Receiver
+from tinybird_proxy.telemetry.prometheus import Snapshot
+from tinybird_proxy.tokens import Secret, WatchedFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporter:
+    """Reads the state of everything that was built."""
+
+    pipeline: Pipeline
+    availability: Availability
+    receiver: Receiver
+    gate: Gate
+    files: Sequence[WatchedFile]
+    now: Callable[[], float]
+    started_at: float
+    origin: str
+
+    def utilisation(self) -> float:
+        """The fuller of rows and bytes, as a share of its capacity."""
+        held = self.pipeline.surroundings.buffer.occupancy
+        capacity = self.pipeline.limits.capacity
+        return max(held.row_count / capacity.max_rows, held.size_bytes / capacity.max_bytes)
+
+    def sentence(self) -> str:
+        """How the proxy is, in one sentence."""
+        return health.overall(self.pipeline.facts(), phase=self.availability.phase, utilisation=self.utilisation())
+
+    def snapshot(self) -> Snapshot:
+        """Everything for a scrape."""
+        pipeline, capacity = self.pipeline, self.pipeline.limits.capacity
+        held = pipeline.surroundings.buffer.occupancy
+        return Snapshot(
+            version=__version__,
+            instance=pipeline.surroundings.upstream.instance,
+            meters=pipeline.surroundings.meters,
+            ledger=pipeline.ledger(),
+            imbalance=pipeline.check_ledger(),
+            destinations=pipeline.facts(),
+            buffer_rows=pipeline.buffered_rows(),
+            buffer_bytes=held.size_bytes,
+            capacity_rows=capacity.max_rows,
+            capacity_bytes=capacity.max_bytes,
+            utilisation=self.utilisation(),
+            oldest_age_s=pipeline.oldest_age_s(),
+            seconds_to_drain=pipeline.seconds_to_drain(),
+            receiving_bytes=self.receiver.reserved_bytes,
+            waiting_requests=pipeline.waiter_count,
+            ready=self.availability.ready,
+            uptime_s=self.now() - self.started_at,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The body of ``/status``."""
+        s = self.snapshot()
+        meters = s.meters
+        return {
+            "sentence": health.overall(list(s.destinations), phase=self.availability.phase, utilisation=s.utilisation),
+            "phase": self.availability.phase,
+            "ready": s.ready,
+            "instance": s.instance,
+            "version": s.version,
+            "uptime_s": round(s.uptime_s, 1),
+            "upstream": self.origin,
+            "drain": {
+                "draining": self.availability.draining_since is not None,
+                "refusing": self.availability.refusing,
+                "rows_left": s.buffer_rows,
+                "seconds_to_drain": _rounded(s.seconds_to_drain),
+            },
+            "buffer": {
+                "rows": s.buffer_rows,
+                "bytes": s.buffer_bytes,
+                "held_bytes": sum(facts.held_bytes for facts in s.destinations),
+                "capacity_rows": s.capacity_rows,
+                "capacity_bytes": s.capacity_bytes,
+                "utilisation": round(s.utilisation, 4),
+                "oldest_age_s": _rounded(s.oldest_age_s),
+            },
+            "ledger": {**s.ledger.as_dict(s.buffer_rows), "balances": s.imbalance == 0},
+            "requests": {
+                "accepted": meters.requests_accepted,
+                "refused": dict(meters.refused),
+                "waiting": s.waiting_requests,
+                "waits": dict(meters.waits),
+            },
+            "upstream_requests": {
+                "settled_batches": meters.sent_batches,
+                "replies": dict(meters.upstream_replies),
+                "raw_bytes": meters.sent_raw_bytes,
+                "wire_bytes": meters.sent_wire_bytes,
+                "delivered_rows_per_s": round(meters.delivered_rate.per_second(self.now()), 1),
+            },
+            "tokens": self._tokens(),
+            "destinations": [
+                {**_plain(asdict(facts)), "sentence": health.sentence(facts)}
+                for facts in sorted(s.destinations, key=lambda f: (-f.buffered_rows, f.data_source))
+            ],
+        }
+
+    def _tokens(self) -> dict[str, Any]:
+        own = self.pipeline.surroundings.own_token
+        found: dict[str, Any] = {
+            "mode": "own" if self.gate.own_token_mode else "clients",
+            "clients": None if self.gate.clients is None else {"entries": len(self.gate.clients)},
+            "files": [{"variable": file.variable, "path": file.path, "problem": file.problem} for file in self.files],
+        }
+        if own is not None:
+            found["tinybird"] = None if own.current is None else _secret(own.current)
+            found["candidate"] = (
+                None if own.candidate is None else {**_secret(own.candidate), "rejected": own.rejected_at is not None}
+            )
+        return found
+
+
+def _secret(secret: Secret) -> dict[str, Any]:
+    return {
+        "hash": secret.hash,
+        "since": _when(secret.since),
+        "accepted_at": _when(secret.accepted_at),
+        "denied_at": _when(secret.denied_at),
+    }
+
+
+def _when(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}

@@ -1,0 +1,90 @@
+"""Admission: whether a request's rows may enter the buffer, and what the client is told if not.
+
+Rows and raw bytes count from admission to settling, whatever compression saves. Pure.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+# What a delivering destination may use on top of the capacity, so that one that does not deliver cannot shut it out.
+HEADROOM = 0.10
+# What all clients' own tokens that Tinybird has not confirmed may use together.
+UNCONFIRMED_SHARE = 0.05
+RETRY_AFTER_MIN_S = 1
+RETRY_AFTER_MAX_S = 60
+RETRY_AFTER_NOT_DELIVERING_S = 30
+# A refused client should find room when it comes back: wait until this share of the capacity has been delivered.
+ROOM_SHARE = 0.10
+
+
+class Standing(Enum):
+    """How a destination stands when it asks for room."""
+
+    DELIVERING = "delivering"
+    NOT_DELIVERING = "not_delivering"
+    UNCONFIRMED = "unconfirmed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What the buffer may hold: rows and bytes before compression."""
+
+    max_rows: int
+    max_bytes: int
+    max_body_bytes: int
+
+
+@dataclass(slots=True)
+class Occupancy:
+    """What the buffer holds, in all and of unconfirmed destinations."""
+
+    row_count: int = 0
+    size_bytes: int = 0
+    unconfirmed_row_count: int = 0
+    unconfirmed_size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why rows are not taken: ``status`` for the client, ``reason`` for the metric, ``message`` for a person."""
+
+    status: int
+    reason: str
+    message: str
+    retry_after_s: int | None = None
+
+
+TOO_LARGE = "this request can never fit: it is larger than the proxy's whole buffer; send it in smaller requests"
+FULL = "the proxy's buffer is full; send the same request again later"
+NOT_DELIVERED = "this data source is not being delivered and the buffer is full; send the same request again later"
+UNCONFIRMED = "too much is waiting for tokens that Tinybird has not confirmed yet; send the same request again later"
+
+
+def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy, capacity: Capacity) -> Refusal | None:
+    """Return why ``row_count`` rows of ``size_bytes`` are refused, or None if they fit."""
+    if row_count > capacity.max_rows or size_bytes > capacity.max_bytes:
+        return Refusal(413, "too_large", TOO_LARGE)
+    rows, size = held.row_count + row_count, held.size_bytes + size_bytes
+    if standing is Standing.DELIVERING:
+        if rows <= capacity.max_rows * (1 + HEADROOM) and size <= capacity.max_bytes * (1 + HEADROOM):
+            return None
+        return Refusal(503, "buffer_full", FULL)
+    if standing is Standing.UNCONFIRMED:
+        share_bytes = max(capacity.max_bytes * UNCONFIRMED_SHARE, capacity.max_body_bytes)
+        share_rows = max(capacity.max_rows * UNCONFIRMED_SHARE, 1)
+        if held.unconfirmed_size_bytes + size_bytes > share_bytes or (
+            held.unconfirmed_row_count and held.unconfirmed_row_count + row_count > share_rows
+        ):
+            return Refusal(429, "unconfirmed_share", UNCONFIRMED)
+    if rows > capacity.max_rows or size > capacity.max_bytes:
+        return Refusal(429, "share", NOT_DELIVERED)
+    return None
+
+
+def retry_after_s(held_rows: int, capacity_rows: int, delivered_rows_per_s: float) -> int:
+    """Whole seconds, 1 to 60, until there should be room again at the present delivery rate; 30 if there is none."""
+    if delivered_rows_per_s <= 0 or not math.isfinite(delivered_rows_per_s):
+        return RETRY_AFTER_NOT_DELIVERING_S
+    wanted = max(1.0, min(held_rows, capacity_rows * ROOM_SHARE))
+    return max(RETRY_AFTER_MIN_S, min(RETRY_AFTER_MAX_S, math.ceil(wanted / delivered_rows_per_s)))

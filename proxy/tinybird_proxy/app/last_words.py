@@ -1,0 +1,62 @@
+"""What a stopping process says: rows at risk while it drains, and in the end what was lost, why, and where from."""
+
+import logging
+from pathlib import Path
+
+from tinybird_proxy.app.exit_status import ExitStatus
+from tinybird_proxy.ledger import DropReason
+from tinybird_proxy.pipeline import Pipeline
+from tinybird_proxy.telemetry.logs import fields, get_logger
+
+LOG_INTERVAL_S = 2.0
+_log = get_logger("stop")
+
+
+class LastWords:
+    """Logs and, where Kubernetes gives one, writes the termination message."""
+
+    def __init__(self, pipeline: Pipeline, termination_log: Path) -> None:
+        self._pipeline = pipeline
+        self._termination_log = termination_log if termination_log.exists() else None
+        self._logged_at: float | None = None
+
+    def at_risk(self, row_count: int) -> None:
+        """Rows that are not delivered yet; the message must survive a SIGKILL, so it is written each time."""
+        now = self._pipeline.surroundings.now()
+        if self._logged_at is None or now - self._logged_at >= LOG_INTERVAL_S:
+            self._logged_at = now
+            _log.info("stopping: delivering what is left", extra=fields(rows_left=row_count))
+        self._write(f"{row_count} rows were not delivered when this was written\n")
+
+    def farewell(self) -> ExitStatus:
+        """Say how it ended, after everything has stopped."""
+        ledger = self._pipeline.ledger()
+        imbalance = ledger.imbalance(self._pipeline.buffered_rows())
+        terms = ledger.as_dict(self._pipeline.buffered_rows())
+        if ledger.dropped_total:
+            lost = {
+                destination.key.name: destination.ledger.dropped_total
+                for destination in self._pipeline.destinations()
+                if destination.ledger.dropped_total
+            }
+            in_doubt = ledger.dropped.get(DropReason.IN_DOUBT, 0)
+            _log.error(
+                "stopped with rows lost",
+                extra=fields(rows_lost=ledger.dropped_total, of_them_may_have_arrived=in_doubt, data_sources=lost),
+            )
+            self._write(f"{ledger.dropped_total} rows lost, {in_doubt} of them may have arrived: {lost}\n")
+        else:
+            self._write("0 rows lost\n")
+        level = logging.INFO if imbalance == 0 else logging.ERROR
+        _log.log(level, "stopped", extra=fields(ledger=terms, balances=imbalance == 0))
+        if imbalance:
+            return ExitStatus.LEDGER_DOES_NOT_BALANCE
+        return ExitStatus.ROWS_LOST if ledger.dropped_total else ExitStatus.NOTHING_LOST
+
+    def _write(self, text: str) -> None:
+        if self._termination_log is not None:
+            try:
+                self._termination_log.write_text(text)
+            except OSError as error:
+                _log.warning("the termination message cannot be written", extra=fields(problem=error.strerror))
+                self._termination_log = None

@@ -1,0 +1,319 @@
+"""Build everything, in the order of acquisition; serve; stop in the reverse order, each step bounded."""
+
+import asyncio
+import gc
+import itertools
+import os
+import random
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time as utc_seconds
+from urllib.request import getproxies, proxy_bypass
+
+from aiohttp import web
+
+from tinybird_proxy import __version__, codec
+from tinybird_proxy.admin.app import make_admin_app
+from tinybird_proxy.admin.status import Reporter
+from tinybird_proxy.admission import Capacity
+from tinybird_proxy.app.exit_status import ExitStatus
+from tinybird_proxy.app.last_words import LastWords
+from tinybird_proxy.app.secrets import Secrets, load_secrets, watch_files
+from tinybird_proxy.batch import BatchLimits, Payload
+from tinybird_proxy.buffer import MemoryBuffer
+from tinybird_proxy.config import Config
+from tinybird_proxy.destination import Surroundings
+from tinybird_proxy.errors import ConfigError, Problem
+from tinybird_proxy.pacing import PacingLimits
+from tinybird_proxy.pipeline import Pipeline, PipelineLimits
+from tinybird_proxy.server.availability import Availability
+from tinybird_proxy.server.events import EventsRoute
+from tinybird_proxy.server.handler import PublicHandler
+from tinybird_proxy.server.http import HttpServer
+from tinybird_proxy.server.passthrough import PassThrough
+from tinybird_proxy.server.receive import ReceiveLimits, Receiver
+from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.telemetry.meters import Meters
+from tinybird_proxy.telemetry.otel_env import wants_tracing
+from tinybird_proxy.telemetry.tracing import Tracer, no_tracer
+from tinybird_proxy.upstream import Upstream, UpstreamSettings
+
+LOOP_LAG_INTERVAL_S = 0.5
+LEDGER_CHECK_INTERVAL_S = 10.0
+TRACER_CLOSE_S = 3.0
+HANDLERS_END_S = 5.0
+# A full listen queue looks like an unreachable host to clients; the kernel caps this at somaxconn.
+BACKLOG = 4096
+_log = get_logger("app")
+
+
+@dataclass(slots=True)
+class Proxy:
+    """A running proxy: where it listens, and what its parts are."""
+
+    port: int
+    admin_port: int
+    pipeline: Pipeline
+    availability: Availability
+    reporter: Reporter
+    secrets: Secrets
+
+
+def make_instance(config: Config, *, host_name: str, chance: str) -> str:
+    """The name of this process: the node's, and something that no restart repeats."""
+    return f"{config.node_id or host_name}-{chance}"
+
+
+@asynccontextmanager
+async def running(config: Config, secrets: Secrets, *, instance: str, env: Mapping[str, str]) -> AsyncIterator[Proxy]:
+    """Build and serve until the block ends. What is buffered then is dropped, counted and told: drain first."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    meters = Meters(now())
+    availability = Availability(drain_delay_s=config.drain_delay_s, now=now)
+    async with AsyncExitStack() as stack:
+        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compress")
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        upstream = Upstream(make_upstream_settings(config, instance), tls=ssl.create_default_context(), now=now)
+        stack.push_async_callback(upstream.close)
+        tracer = _make_tracer(env, instance, upstream)
+        stack.push_async_callback(_close_tracer, tracer)
+
+        async def compress(bodies: list[bytes]) -> Payload:
+            return await loop.run_in_executor(threads, codec.compress, bodies, config.compression)
+
+        pipeline = _build_pipeline(config, secrets, upstream, tracer, meters, compress, instance)
+        receiver = Receiver(
+            ReceiveLimits(
+                max_body_bytes=config.max_body_bytes,
+                max_inflated_bytes=config.max_inflated_bytes,
+                receive_bytes=config.receive_bytes,
+                max_lines=config.buffer_size,
+            )
+        )
+        route = EventsRoute(
+            pipeline,
+            secrets.gate,
+            availability,
+            honor_wait=config.client_wait == "honor",
+            keep_traces=tracer.enabled,
+        )
+        passes = not config.own_token_mode or config.pass_through
+        passthrough = PassThrough(upstream, secrets.gate, meters, enabled=passes)
+        server = HttpServer(
+            PublicHandler(route, receiver, passthrough),
+            auto_decompress=False,
+            access_log=None,
+            max_line_size=16 * 1024,
+            max_field_size=16 * 1024,
+        )
+        stack.push_async_callback(server.shutdown, HANDLERS_END_S)
+        # Ends before the server does, so that whoever still waits hears what became of the rows.
+        await stack.enter_async_context(pipeline.running())
+        reporter = Reporter(
+            pipeline=pipeline,
+            availability=availability,
+            receiver=receiver,
+            gate=secrets.gate,
+            files=secrets.files,
+            now=now,
+            started_at=now(),
+            origin=config.tinybird_url,
+        )
+        runner = web.AppRunner(make_admin_app(reporter, availability, secrets.admin), access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        admin_socket = _listen("ADMIN_PORT", config.admin_host, config.admin_port)
+        await web.SockSite(runner, admin_socket).start()
+        public_socket = _listen("PORT", config.host, config.port)
+        listener = await loop.create_server(
+            server, sock=public_socket, backlog=BACKLOG, ssl=secrets.server_tls, start_serving=True
+        )
+        stack.callback(listener.close)
+        await stack.enter_async_context(
+            _background(watch_files(secrets.files), _watch_loop(meters, now), _check_ledger(pipeline))
+        )
+        availability.started = True
+        port = public_socket.getsockname()[1]
+        yield Proxy(port, admin_socket.getsockname()[1], pipeline, availability, reporter, secrets)
+
+
+async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
+    """Run until SIGTERM or SIGINT, drain, and say how it went. A second signal stops now."""
+    loop = asyncio.get_running_loop()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+
+    def on_signal(name: str) -> None:
+        if stop.is_set():
+            _log.warning("a second signal: stopping now", extra=fields(signal=name))
+            stop_now.set()
+        stop.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, on_signal, signal_number.name)
+    instance = make_instance(config, host_name=socket.gethostname(), chance=os.urandom(4).hex())
+    pipelines: list[Pipeline] = []
+
+    def probe_all() -> None:
+        for pipeline in pipelines:
+            pipeline.probe_all()
+
+    secrets = load_secrets(config, utc_s=utc_seconds(), hash_key=os.urandom(32), on_new_token=probe_all)
+    async with running(config, secrets, instance=instance, env=env) as proxy:
+        pipelines.append(proxy.pipeline)
+        _say_hello(config, proxy, instance)
+        # Whatever lives now lives on: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        words = LastWords(proxy.pipeline, Path("/dev/termination-log"))
+        await _drain(config, proxy, stop_now, words)
+    return words.farewell()
+
+
+async def _drain(config: Config, proxy: Proxy, stop_now: asyncio.Event, words: LastWords) -> None:
+    """Unready, the delay, refuse, send everything: all within SHUTDOWN_TIMEOUT from the signal."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + config.shutdown_timeout_s
+    proxy.availability.stopping = True
+    words.at_risk(proxy.pipeline.buffered_rows())
+    proxy.availability.begin_drain()
+    if config.drain_delay_s > 0:
+        since = proxy.availability.draining_since or loop.time()
+        left_s = since + config.drain_delay_s - loop.time()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop_now.wait(), max(0.0, left_s))
+    proxy.availability.refuse()
+    await proxy.pipeline.drain(deadline, stop_now=stop_now, report=words.at_risk)
+
+
+def _say_hello(config: Config, proxy: Proxy, instance: str) -> None:
+    _log.info(
+        "ready",
+        extra=fields(
+            port=proxy.port,
+            admin_port=proxy.admin_port,
+            upstream=config.tinybird_url,
+            version=__version__,
+            instance=instance,
+            tokens="ours" if config.own_token_mode else "each client's own",
+        ),
+    )
+    if config.own_token_mode and not config.checks_clients and config.host not in ("127.0.0.1", "::1", "localhost"):
+        _log.warning(
+            "anybody who reaches the public port may write to Tinybird: AUTHORIZATION_TOKEN is not set",
+            extra=fields(host=config.host, port=proxy.port),
+        )
+
+
+def _build_pipeline(
+    config: Config,
+    secrets: Secrets,
+    upstream: Upstream,
+    tracer: Tracer,
+    meters: Meters,
+    compress: Callable[[list[bytes]], Awaitable[Payload]],
+    instance: str,
+) -> Pipeline:
+    numbers = itertools.count(1)
+    chance = random.Random()  # noqa: S311 - jitter, not a secret
+    built: list[Pipeline] = []
+    surroundings = Surroundings(
+        limits=BatchLimits(
+            max_rows=config.batch_size, max_bytes=config.batch_bytes, flush_interval_s=config.flush_interval_s
+        ),
+        pacing=PacingLimits(rate=config.upstream_rate, concurrency=config.upstream_concurrency),
+        upstream_wait=config.upstream_wait,
+        wait_timeout_s=config.wait_timeout_s,
+        buffer=MemoryBuffer(),
+        upstream=upstream,
+        own_token=secrets.own_token,
+        compress=compress,
+        tracer=tracer,
+        meters=meters,
+        now=asyncio.get_running_loop().time,
+        utc_now=lambda: datetime.now(UTC),
+        jitter=lambda limit: chance.uniform(0.0, limit),
+        next_batch_id=lambda: f"{instance}-{next(numbers)}",
+        after_settling=lambda: built[0].after_settling(),
+    )
+    limits = PipelineLimits(
+        capacity=Capacity(
+            max_rows=config.buffer_size, max_bytes=config.buffer_bytes, max_body_bytes=config.max_body_bytes
+        ),
+        max_destinations=config.max_destinations,
+        max_waiters=config.max_waiters,
+        wait_timeout_s=config.wait_timeout_s,
+    )
+    built.append(Pipeline(surroundings, limits))
+    return built[0]
+
+
+def make_upstream_settings(config: Config, instance: str) -> UpstreamSettings:
+    """How Tinybird is reached: URL, timeouts, and the proxies that the environment names."""
+    return UpstreamSettings(
+        origin=config.tinybird_url,
+        timeout_s=config.upstream_timeout_s,
+        instance=instance,
+        user_agent=f"tinybird-proxy/{__version__}",
+        proxies=getproxies(),
+        bypasses_proxy=lambda host: bool(proxy_bypass(host)),
+    )
+
+
+def _make_tracer(env: Mapping[str, str], instance: str, upstream: Upstream) -> Tracer:
+    if not wants_tracing(env):
+        return no_tracer()
+    from tinybird_proxy.telemetry.otlp import make_tracer  # heavy: only when a collector is configured
+
+    return make_tracer(instance=instance, version=__version__, server_address=upstream.host, server_port=upstream.port)
+
+
+async def _close_tracer(tracer: Tracer) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.to_thread(tracer.close), TRACER_CLOSE_S)
+
+
+def _listen(variable: str, host: str, port: int) -> socket.socket:
+    """Bind, with a sentence for a person if that fails."""
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(info[4][:2], family=info[0], backlog=BACKLOG)
+    except OSError as error:
+        reason = "is already in use" if error.errno == 98 else f"cannot be used: {error.strerror or error}"
+        raise ConfigError([Problem(variable, f"{host}:{port} {reason}; choose another one")]) from error
+
+
+@asynccontextmanager
+async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run ``jobs`` until the block ends; one that fails ends the block."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job) for job in jobs]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _watch_loop(meters: Meters, now: Callable[[], float]) -> None:
+    """Measure how late the loop runs its timers."""
+    while True:
+        due = now() + LOOP_LAG_INTERVAL_S
+        await asyncio.sleep(LOOP_LAG_INTERVAL_S)
+        meters.loop_lag_s = max(0.0, now() - due)
+        meters.loop_lag_max_s = max(meters.loop_lag_max_s, meters.loop_lag_s)
+
+
+async def _check_ledger(pipeline: Pipeline) -> None:
+    """The ledger checks itself while the process runs."""
+    while True:
+        await asyncio.sleep(LEDGER_CHECK_INTERVAL_S)
+        pipeline.check_ledger()

@@ -1,0 +1,179 @@
+"""Batches: what leaves together, and when.
+
+A batch is **open** while items are added, then **frozen**: its composition and id are fixed for ever, and every attempt
+sends the same bytes. Pure: nothing here reads a clock or touches a socket; ``now`` is in seconds.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from tinybird_proxy.rows import Rows
+from tinybird_proxy.ticket import Ticket
+
+MAX_LINKS = 128
+MAX_VIAS = 8
+
+
+class Trigger(StrEnum):
+    """Why a batch was frozen."""
+
+    ROWS = "rows"
+    BYTES = "bytes"
+    INTERVAL = "interval"
+    FIRST_CONTACT = "first_contact"
+    DRAIN = "drain"
+
+
+class DestinationKey(NamedTuple):
+    """What items must share to leave in one request. ``token`` is the client's own, or None for ours."""
+
+    path: str
+    name: str
+    params: tuple[tuple[str, str], ...]
+    token: str | None
+
+    def __repr__(self) -> str:
+        # A key is shown in errors and debug logs: the token is never part of that.
+        token = "ours" if self.token is None else "the client's"
+        return f"DestinationKey({self.path!r}, {self.name!r}, {self.params!r}, token={token})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """When an open batch is full (rows, bytes before compression) or due (seconds)."""
+
+    max_rows: int
+    max_bytes: int
+    flush_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A frozen batch as it goes over the wire, the same in every attempt."""
+
+    body: bytes
+    encoding: str | None
+
+
+class OpenBatch:
+    """Items gathered for one destination: one list entry an item, no object a row.
+
+    ``size_bytes`` is that of the rows with one line feed after each item.
+    """
+
+    __slots__ = (
+        "bodies",
+        "last_at",
+        "link_count",
+        "links",
+        "opened_at",
+        "row_count",
+        "row_counts",
+        "size_bytes",
+        "tickets",
+        "vias",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.bodies: list[bytes] = []
+        self.row_counts = array("I")
+        self.row_count = 0
+        self.size_bytes = 0
+        self.opened_at = now
+        self.last_at = now
+        self.tickets: list[tuple[Ticket, int]] = []
+        self.links: list[str] = []
+        self.link_count = 0
+        self.vias: set[str] = set()
+
+    def would_exceed(self, rows: Rows, limits: BatchLimits) -> Trigger | None:
+        """Which limit ``rows`` would break here, if any."""
+        if self.row_count + rows.row_count > limits.max_rows:
+            return Trigger.ROWS
+        if self.size_bytes + len(rows.body) > limits.max_bytes:
+            return Trigger.BYTES
+        return None
+
+    def full(self, limits: BatchLimits) -> Trigger | None:
+        """Which limit has been reached, so that nothing more can join."""
+        if self.row_count >= limits.max_rows:
+            return Trigger.ROWS
+        return Trigger.BYTES if self.size_bytes >= limits.max_bytes else None
+
+    def add(self, rows: Rows, now: float) -> None:
+        """Take an item in."""
+        self.bodies.append(rows.body)
+        self.row_counts.append(rows.row_count)
+        self.row_count += rows.row_count
+        self.size_bytes += len(rows.body) + 1
+        self.last_at = now
+
+    def link(self, traceparent: str) -> None:
+        """Remember a sampled request's ``traceparent``; beyond ``MAX_LINKS`` only their number."""
+        self.link_count += 1
+        if len(self.links) < MAX_LINKS:
+            self.links.append(traceparent)
+
+    def came_via(self, vias: str) -> None:
+        """Remember which proxies an item has passed, so that a loop over several of them is noticed."""
+        for via in vias.split(","):
+            if len(self.vias) < MAX_VIAS:
+                self.vias.add(via.strip()[:128])
+
+
+@dataclass(slots=True, kw_only=True)
+class FrozenBatch:
+    """A batch whose composition is fixed. Times are the clock's seconds; ``size_bytes`` is before compression.
+
+    ``bodies`` are kept until ``payload`` is made from them, once. ``promised`` is False only while a first contact has
+    not been answered: then its rows are nobody's yet. ``attempts`` counts requests begun; ``ambiguous`` says whether
+    one of them may have been taken although no reply said so.
+    """
+
+    id: str
+    key: DestinationKey
+    bodies: list[bytes]
+    row_counts: "array[int]"
+    row_count: int
+    size_bytes: int
+    oldest_at: float
+    youngest_at: float
+    frozen_at: float
+    trigger: Trigger
+    tickets: list[tuple[Ticket, int]]
+    links: list[str]
+    link_count: int
+    vias: tuple[str, ...]
+    promised: bool = True
+    payload: Payload | None = None
+    attempts: int = 0
+    ambiguous: bool = False
+    last_problem: str = ""
+    span: Any = field(default=None, repr=False)  # the telemetry.tracing.FlushSpan of this batch, once it is sent
+
+    @property
+    def item_count(self) -> int:
+        """Items in the batch."""
+        return len(self.row_counts)
+
+
+def freeze(batch: OpenBatch, *, batch_id: str, key: DestinationKey, trigger: Trigger, now: float) -> FrozenBatch:
+    """Fix ``batch`` for ever under ``batch_id``. The open batch must not be used after it."""
+    return FrozenBatch(
+        id=batch_id,
+        key=key,
+        bodies=batch.bodies,
+        row_counts=batch.row_counts,
+        row_count=batch.row_count,
+        size_bytes=batch.size_bytes,
+        oldest_at=batch.opened_at,
+        youngest_at=batch.last_at,
+        frozen_at=now,
+        trigger=trigger,
+        tickets=batch.tickets,
+        links=batch.links,
+        link_count=batch.link_count,
+        vias=tuple(sorted(batch.vias)),
+    )

@@ -1,0 +1,5 @@
+"""The command line: ``tinybird-proxy run | demo | emulator | check``."""
+
+from tinybird_proxy.cli.main import main
+
+__all__ = ["main"]

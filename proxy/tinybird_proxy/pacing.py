@@ -1,0 +1,141 @@
+"""Pacing: when one destination may send, how often, and how long it waits after a failure.
+
+Pure: ``now`` is an argument (seconds of one monotonic clock) and chance is a ``random.Random`` that the caller gives.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 30.0
+RETRY_AFTER_MAX_S = 300.0
+PROBE_INTERVAL_S = 60.0
+# While draining a failed attempt is repeated soon: there may be no later.
+DRAIN_BACKOFF_MAX_S = 2.0
+# The last attempt before a deadline needs some time to be answered.
+LAST_ATTEMPT_BEFORE_DEADLINE_S = 5.0
+# A burst after a quiet time stays under Tinybird's limit of 100 requests/s together with a second's refill.
+BURST_SHARE = 0.1
+
+
+class State(StrEnum):
+    """What a destination is doing."""
+
+    NEW = "new"  # never answered
+    DELIVERING = "delivering"
+    FAILING = "failing"  # the last attempt failed; waits a backoff
+    THROTTLED = "throttled"  # Tinybird asked us to slow down; waits as long as it said
+    HELD = "held"  # waits for a person; probed each PROBE_INTERVAL_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacingLimits:
+    """``rate``: requests a second; ``concurrency``: requests in flight."""
+
+    rate: float
+    concurrency: int
+
+
+class Pacing:
+    """One destination's state, backoff and token bucket."""
+
+    def __init__(self, limits: PacingLimits, *, jitter: Callable[[float], float], now: float) -> None:
+        """``jitter(limit)`` answers with a random number from 0 to ``limit`` (full jitter)."""
+        self._limits = limits
+        self._jitter = jitter
+        self._burst = max(1.0, limits.rate * BURST_SHARE)
+        self._tokens = self._burst
+        self._refilled_at = now
+        self._failed_at = -math.inf
+        self._failures = 0
+        self._deadline: float | None = None
+        self.state = State.NEW
+        self.confirmed = False
+        self.reason = ""
+        self.paused_until = -math.inf
+
+    @property
+    def delivering(self) -> bool:
+        """Whether rows flow as far as we know: not failing, paused or held."""
+        return self.state in (State.NEW, State.DELIVERING)
+
+    @property
+    def places(self) -> int:
+        """How many requests may be in flight: one until the first 2xx and again after a failure."""
+        return self._limits.concurrency if self.state is State.DELIVERING else 1
+
+    def ready_at(self, now: float, in_flight: int) -> float:
+        """When the next request may leave: ``now`` or earlier if at once, infinity if one in flight must end first."""
+        if in_flight >= self.places:
+            return math.inf
+        self._refill(now)
+        missing = 1.0 - self._tokens
+        token_at = now if missing <= 1e-9 else now + missing / self._limits.rate
+        return max(token_at, self.paused_until)
+
+    def begin(self, now: float) -> None:
+        """A request leaves: it takes a token."""
+        self._refill(now)
+        self._tokens -= 1.0
+
+    def succeeded(self, started_at: float) -> None:
+        """A request begun at ``started_at`` was answered with 2xx."""
+        self.confirmed = True
+        if started_at <= self._failed_at:
+            return  # older than the failure that we are pausing for
+        self.state = State.DELIVERING
+        self.reason = ""
+        self._failures = 0
+        self.paused_until = -math.inf
+
+    def failed(self, now: float, started_at: float, reason: str) -> None:
+        """A request failed and may succeed unchanged: back off, twice as long each time in a row."""
+        if started_at > self._failed_at or self._failures == 0:  # not one of several in flight at the same failure
+            ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 30))
+            self._failures += 1
+            if self._deadline is not None:
+                ceiling = min(ceiling, DRAIN_BACKOFF_MAX_S)
+            self._pause(State.FAILING, now, self._jitter(ceiling), reason)
+
+    def throttled(self, now: float, started_at: float, retry_after_s: float | None, reason: str) -> None:
+        """Tinybird asked for a pause of ``retry_after_s`` (at most ``RETRY_AFTER_MAX_S``), or did not say how long."""
+        if retry_after_s is None:
+            self.failed(now, started_at, reason)
+            self.state = State.THROTTLED
+            return
+        self._pause(State.THROTTLED, now, min(max(retry_after_s, 0.0), RETRY_AFTER_MAX_S), reason)
+
+    def hold(self, now: float, reason: str) -> None:
+        """Wait for a person; the next probe is ``PROBE_INTERVAL_S`` away."""
+        self._pause(State.HELD, now, PROBE_INTERVAL_S, reason)
+
+    def probe_now(self, now: float) -> None:
+        """Something changed (a token, a person's wish): do not wait any longer."""
+        self.paused_until = min(self.paused_until, now)
+
+    def drain(self, now: float, deadline: float) -> None:
+        """From now on no pause outlasts ``deadline``; a hold is probed once, at once."""
+        self._deadline = deadline
+        if self.state is State.HELD:
+            self.probe_now(now)
+        self.paused_until = min(self.paused_until, max(now, deadline - LAST_ATTEMPT_BEFORE_DEADLINE_S))
+
+    def stop_draining(self) -> None:
+        """Back to normal service."""
+        self._deadline = None
+
+    def _pause(self, state: State, now: float, delay_s: float, reason: str) -> None:
+        self.state = state
+        self.reason = reason
+        self._failed_at = now
+        until = now + delay_s
+        if self._deadline is not None and until > (last := self._deadline - LAST_ATTEMPT_BEFORE_DEADLINE_S):
+            until = last if last > now else math.inf  # one more attempt before the deadline, none after it
+        self.paused_until = until
+
+    def _refill(self, now: float) -> None:
+        if now > self._refilled_at:
+            self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._limits.rate)
+            self._refilled_at = now

@@ -1,0 +1,308 @@
+"""The pipeline: every destination, its task, and what they share.
+
+``offer`` is the one way in, plain and synchronous. ``running`` owns the tasks; ``drain`` sends what is left.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tinybird_proxy.admission import Capacity, Refusal, Standing, refuse, retry_after_s
+from tinybird_proxy.batch import DestinationKey
+from tinybird_proxy.destination import Destination, Surroundings
+from tinybird_proxy.health import DestinationFacts
+from tinybird_proxy.ledger import Ledger
+from tinybird_proxy.pacing import State
+from tinybird_proxy.rows import Rows
+from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome, Ticket
+
+CONTACT_WAIT_S = 1.0
+RESTART_DELAY_S = 1.0
+_DRAIN_REPORT_S = 2.0
+_log = get_logger("pipeline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineLimits:
+    """What all destinations share. ``wait_timeout_s`` counts from a request's head."""
+
+    capacity: Capacity
+    max_destinations: int
+    max_waiters: int
+    wait_timeout_s: float
+
+
+class Waiting:
+    """A request that waits for its ticket; ``Pipeline.hear`` ends it."""
+
+    __slots__ = ("contact", "deadline", "destination", "future", "ticket", "wait_for_delivery")
+
+    def __init__(
+        self,
+        destination: Destination,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        contact: bool,
+        wait_for_delivery: bool,
+        deadline: float,
+    ) -> None:
+        self.contact = contact
+        self.destination = destination
+        self.future: asyncio.Future[Outcome] = loop.create_future()
+        self.ticket = Ticket(self._tell, contact_only=not wait_for_delivery)
+        self.wait_for_delivery = wait_for_delivery
+        self.deadline = deadline
+
+    def _tell(self, outcome: Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+class Pipeline:
+    """Owns the destinations. Enter ``running`` before the first ``offer``."""
+
+    def __init__(self, surroundings: Surroundings, limits: PipelineLimits) -> None:
+        self.surroundings = surroundings
+        self.limits = limits
+        self.waiter_count = 0
+        self._destinations: dict[DestinationKey, Destination] = {}
+        self._tasks: dict[DestinationKey, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._forgotten = Ledger()
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Pipeline"]:
+        """Own every task until the end; what is still buffered then is counted as lost by ``abandon``."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                yield self
+            finally:
+                self._group = None
+                for task in self._tasks.values():
+                    task.cancel()
+                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+                for destination in self._destinations.values():
+                    destination.abandon()
+
+    # A request's way in.
+
+    def offer(
+        self,
+        key: DestinationKey,
+        rows: Rows,
+        *,
+        wait: bool,
+        head_at: float,
+        traceparent: str | None = None,
+        vias: str | None = None,
+    ) -> Waiting | Refusal | None:
+        """Take ``rows`` (at least one) or refuse them. None: taken and promised, nothing to wait for."""
+        now = self.surroundings.now()
+        destination = self._destinations.get(key)
+        if destination is None:
+            made = self._make(key)
+            if isinstance(made, Refusal):
+                return made
+            destination = made
+        if (refusing := destination.refusal(now)) is not None:
+            return Refusal(refusing.status, "refused_by_tinybird", refusing.message)
+        size_bytes = len(rows.body) + 1
+        buffer = self.surroundings.buffer
+        refusal = refuse(
+            self._standing(destination), rows.row_count, size_bytes, buffer.occupancy, self.limits.capacity
+        )
+        if refusal is not None:
+            return self._with_retry_after(refusal, now)
+        buffer.hold(key, rows, unconfirmed=destination.unconfirmed)
+        meters = self.surroundings.meters
+        meters.requests_accepted += 1
+        meters.bytes_accepted += size_bytes
+        if destination.wants_contact:
+            waiting = self._wait(destination, contact=True, wait_for_delivery=wait, head_at=head_at)
+            destination.put_contact(rows, now, waiting.ticket, traceparent, vias)
+            return waiting
+        if wait and self._may_wait(destination, now, head_at):
+            waiting = self._wait(destination, contact=False, wait_for_delivery=True, head_at=head_at)
+            destination.put(rows, now, ticket=waiting.ticket, traceparent=traceparent, vias=vias)
+            return waiting
+        destination.put(rows, now, ticket=None, traceparent=traceparent, vias=vias)
+        return None
+
+    async def hear(self, waiting: Waiting) -> Confirmed | Buffered | NotTaken | Dropped:
+        """Wait for what becomes of an offer, as long as it may take."""
+        self.waiter_count += 1
+        try:
+            if waiting.contact:
+                outcome = await self._within(waiting, min(self.surroundings.now() + CONTACT_WAIT_S, waiting.deadline))
+                if outcome is not None:
+                    return outcome
+                waiting.destination.keep_contact(waiting.ticket)
+                if not waiting.wait_for_delivery:
+                    return Buffered()
+            return await self._within(waiting, waiting.deadline) or Buffered()
+        finally:
+            self.waiter_count -= 1
+            # A client that leaves takes nothing back.
+            waiting.destination.keep_contact(waiting.ticket)
+            waiting.ticket.resolve(Buffered())
+
+    async def _within(self, waiting: Waiting, deadline: float) -> Outcome | None:
+        done, _ = await asyncio.wait([waiting.future], timeout=max(0.0, deadline - self.surroundings.now()))
+        return waiting.future.result() if done else None
+
+    def _wait(self, destination: Destination, *, contact: bool, wait_for_delivery: bool, head_at: float) -> Waiting:
+        deadline = head_at + self.limits.wait_timeout_s
+        return Waiting(destination, self._loop, contact=contact, wait_for_delivery=wait_for_delivery, deadline=deadline)
+
+    def _may_wait(self, destination: Destination, now: float, head_at: float) -> bool:
+        """Whether waiting has a chance: not held, a place free, and an attempt before the time is up."""
+        return (
+            self.waiter_count < self.limits.max_waiters
+            and destination.pacing.state is not State.HELD
+            and now + destination.next_attempt_in(now) < head_at + self.limits.wait_timeout_s
+        )
+
+    def _standing(self, destination: Destination) -> Standing:
+        if destination.unconfirmed:
+            return Standing.UNCONFIRMED
+        return Standing.DELIVERING if destination.pacing.delivering else Standing.NOT_DELIVERING
+
+    def _with_retry_after(self, refusal: Refusal, now: float) -> Refusal:
+        if refusal.status not in (429, 503):
+            return refusal
+        after_s = retry_after_s(
+            self.surroundings.buffer.occupancy.row_count,
+            self.limits.capacity.max_rows,
+            self.surroundings.meters.delivered_rate.per_second(now) if refusal.status == 503 else 0.0,
+        )
+        return Refusal(refusal.status, refusal.reason, refusal.message, after_s)
+
+    # Destinations and their tasks.
+
+    def _make(self, key: DestinationKey) -> Destination | Refusal:
+        if len(self._destinations) >= self.limits.max_destinations and not self._forget_one():
+            message = "too many destinations at once (MAX_DESTINATIONS); send the same request again later"
+            return self._with_retry_after(Refusal(503, "destinations", message), self.surroundings.now())
+        if self._group is None:
+            return Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
+        destination = Destination(key, self.surroundings)
+        self._destinations[key] = destination
+        self._tasks[key] = self._group.create_task(self._supervise(destination))
+        return destination
+
+    def _forget_one(self) -> bool:
+        """Make room: forget the idle destination that was not used for longest."""
+        idle = [d for d in self._destinations.values() if d.idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda destination: destination.used_at)
+        self._forgotten.add(oldest.ledger)
+        del self._destinations[oldest.key]
+        self._tasks.pop(oldest.key).cancel()
+        return True
+
+    async def _supervise(self, destination: Destination) -> None:
+        """Run a destination for ever: a task that dies is restarted and counted, its batches are kept."""
+        while True:
+            try:
+                await destination.run()
+            except Exception:  # noqa: BLE001 - this is the watchdog
+                self.surroundings.meters.sender_restarts += 1
+                _log.error("a sender died and is restarted; its rows are kept", exc_info=True)
+                destination.recover_in_flight()
+            await asyncio.sleep(RESTART_DELAY_S)
+
+    def after_settling(self) -> None:
+        """A batch settled: whoever watches the buffer empty should look."""
+        self._changed.set()
+
+    def probe_all(self) -> None:
+        """A token changed: no hold waits any longer."""
+        for destination in self._destinations.values():
+            destination.probe_now()
+
+    # The end.
+
+    async def drain(self, deadline: float, *, stop_now: asyncio.Event, report: Callable[[int], None]) -> None:
+        """Send everything; return when nothing is left, at ``deadline``, or when ``stop_now`` is set.
+
+        ``report`` hears the rows left at once, after every settled batch, and at least every 2 s.
+        """
+        now = self.surroundings.now()
+        for destination in list(self._destinations.values()):
+            destination.drain(now, deadline)
+        stopping = asyncio.ensure_future(stop_now.wait())
+        try:
+            while True:
+                self._changed.clear()
+                left = self.buffered_rows()
+                report(left)
+                now = self.surroundings.now()
+                if not any(not destination.idle for destination in self._destinations.values()):
+                    return
+                if now >= deadline or stop_now.is_set():
+                    return
+                changed = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait(
+                        [changed, stopping],
+                        timeout=min(_DRAIN_REPORT_S, deadline - now),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                finally:
+                    changed.cancel()
+        finally:
+            stopping.cancel()
+
+    # What others want to know.
+
+    def destinations(self) -> list[Destination]:
+        """Every destination now known."""
+        return list(self._destinations.values())
+
+    def facts(self) -> list[DestinationFacts]:
+        """How each destination stands."""
+        return [destination.facts() for destination in self._destinations.values()]
+
+    def buffered_rows(self) -> int:
+        """Promised rows in the buffer, counted from the batches themselves."""
+        return sum(destination.buffered_rows() for destination in self._destinations.values())
+
+    def ledger(self) -> Ledger:
+        """The ledger of all destinations, the forgotten ones included."""
+        total = Ledger()
+        total.add(self._forgotten)
+        for destination in self._destinations.values():
+            total.add(destination.ledger)
+        return total
+
+    def oldest_age_s(self) -> float | None:
+        """Age of the oldest row in the buffer."""
+        times = [at for destination in self._destinations.values() if (at := destination.oldest_at()) is not None]
+        return self.surroundings.now() - min(times) if times else None
+
+    def seconds_to_drain(self) -> float | None:
+        """How long the buffered rows take at the present rate; None while nothing is delivered."""
+        rows = self.buffered_rows()
+        rate = self.surroundings.meters.delivered_rate.per_second(self.surroundings.now())
+        if rows == 0:
+            return 0.0
+        return rows / rate if rate > 0.01 else None
+
+    def check_ledger(self) -> int:
+        """The imbalance, in rows; anything but 0 is a mistake of ours, logged at ERROR."""
+        imbalance = 0
+        for destination in self._destinations.values():
+            off = destination.ledger.imbalance(destination.buffered_rows())
+            if off:
+                _log.error(
+                    "the ledger does not balance: rows are missing (positive) or too many (negative)",
+                    extra=fields(data_source=destination.key.name, rows=off),
+                )
+                imbalance += abs(off)
+        return imbalance

@@ -1,0 +1,1 @@
+"""The public port: events in, everything else passed through or refused."""

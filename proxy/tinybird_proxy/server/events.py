@@ -1,0 +1,175 @@
+"""The decision for one events request, in plain synchronous steps that any lane can call.
+
+    authorise → (receive the body) → check → admit → (wait) → answer
+
+What needs the network stands between the steps, in ``handler``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tinybird_proxy.admission import Refusal
+from tinybird_proxy.batch import DestinationKey
+from tinybird_proxy.pipeline import Pipeline, Waiting
+from tinybird_proxy.rows import Rows
+from tinybird_proxy.server import answers
+from tinybird_proxy.server.answers import Answer
+from tinybird_proxy.server.availability import Availability
+from tinybird_proxy.server.query import EventsQuery
+from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken, Outcome
+from tinybird_proxy.tokens import ClientTokens
+
+PATH = "/v0/events"
+DRAINING = Refusal(503, "draining", "the proxy is draining; send the same request again", 1)
+_TRACEPARENT_CHARS = 55
+
+
+@dataclass(slots=True)
+class Gate:
+    """Who may write: our clients' tokens (None: anybody), and whether Tinybird's token is ours."""
+
+    own_token_mode: bool
+    clients: ClientTokens | None
+
+
+def bearer(authorization: str | None) -> str | None:
+    """The token of an ``Authorization: Bearer`` header; other schemes say nothing."""
+    if authorization is not None and authorization[:7].lower() == "bearer ":
+        return authorization[7:].strip() or None
+    return None
+
+
+def authorise(gate: Gate, authorization: str | None, query: EventsQuery) -> DestinationKey | Answer:
+    """Where the rows would go, or 400, 401 or 403."""
+    token = bearer(authorization) or query.token
+    if not gate.own_token_mode:
+        if token is None:
+            return answers.error(
+                401,
+                "no token: send Tinybird's token as 'Authorization: Bearer …' or '?token=…'",
+                ("WWW-Authenticate", "Bearer"),
+            )
+        if not token.isascii() or not token.isprintable():
+            return answers.error(403, "the token holds characters that no token of Tinybird has")
+    elif gate.clients is not None:
+        if token is None:
+            return answers.error(
+                401,
+                "no token: send the proxy's token as 'Authorization: Bearer …' or '?token=…'",
+                ("WWW-Authenticate", "Bearer"),
+            )
+        entry = gate.clients.find(token)
+        if entry is None:
+            return answers.error(403, "the proxy does not know this token")
+        if entry.allow is not None and query.name and query.name not in entry.allow:
+            return answers.error(403, f"this token may not write to the data source {query.name[:128]!r}")
+    if query.problem is not None:
+        return answers.error(400, query.problem)
+    return DestinationKey(PATH, query.name, query.params, None if gate.own_token_mode else token)
+
+
+class EventsRoute:
+    """Admits checked rows and says what the client hears."""
+
+    def __init__(
+        self, pipeline: Pipeline, gate: Gate, availability: Availability, *, honor_wait: bool, keep_traces: bool
+    ) -> None:
+        self.pipeline = pipeline
+        self.gate = gate
+        self._availability = availability
+        self._honor_wait = honor_wait
+        self._keep_traces = keep_traces
+        self._instance = pipeline.surroundings.upstream.instance
+        self._buffer = pipeline.surroundings.buffer
+        self._refused = pipeline.surroundings.meters.refused
+        self._taken: Callable[[int, str], Answer] = answers.taken
+
+    def head(self, authorization: str | None, query: EventsQuery, vias: str | None) -> DestinationKey | Answer:
+        """Decide what can be decided before the body is read."""
+        found = authorise(self.gate, authorization, query)
+        if isinstance(found, Answer):
+            self._refused[f"http_{found.status}"] += 1
+            return found
+        if query.ack == "disk" and self._buffer.ack != "disk":
+            self._refused["http_400"] += 1
+            return answers.error(400, "ack=disk: this proxy has no disk buffer")
+        if vias is not None and self._instance in vias:
+            self._refused["loop"] += 1
+            message = "this request came from this very proxy: TINYBIRD_URL leads back to it"
+            return answers.error(508, message)
+        if self._availability.refusing:
+            self._refused["draining"] += 1
+            return answers.refused(DRAINING, close=True)
+        return found
+
+    def admit(
+        self,
+        key: DestinationKey,
+        rows: Rows,
+        query: EventsQuery,
+        *,
+        head_at: float,
+        traceparent: str | None,
+        vias: str | None,
+    ) -> Answer | Waiting:
+        """Promise the rows and answer, or say what to wait for."""
+        if rows.row_count == 0:
+            return self.taken(0, query)
+        if self._availability.refusing:
+            self._refused["draining"] += 1
+            return answers.refused(DRAINING, close=True)
+        offered = self.pipeline.offer(
+            key,
+            rows,
+            wait=query.wait and self._honor_wait,
+            head_at=head_at,
+            traceparent=traceparent if self._keep_traces and is_sampled(traceparent) else None,
+            vias=vias,
+        )
+        if offered is None:
+            return self.taken(rows.row_count, query)
+        if isinstance(offered, Refusal):
+            self._refused[offered.reason] += 1
+            return answers.refused(offered)
+        return offered
+
+    def taken(self, row_count: int, query: EventsQuery) -> Answer:
+        """202, with what holds the rows."""
+        answer = self._taken(row_count, query.ack or self._buffer.ack)
+        return answer if query.verify is None else _verified(answer, query.verify)
+
+    def heard(self, outcome: Outcome, row_count: int, query: EventsQuery) -> Answer:
+        """What a waiting client is told in the end."""
+        waits = self.pipeline.surroundings.meters.waits
+        match outcome:
+            case Confirmed() if query.wait and self._honor_wait:
+                waits["delivered"] += 1
+                batch = None if outcome.batch_rows is None else (outcome.batch_rows, outcome.batch_quarantined)
+                answer = answers.delivered(outcome.delivered, outcome.quarantined, batch=batch)
+                return answer if query.verify is None else _verified(answer, query.verify)
+            case NotTaken():
+                waits["not_taken"] += 1
+                return answers.error(outcome.status, outcome.message or "Tinybird refused this request")
+            case Dropped():
+                waits["dropped"] += 1
+                return answers.refused(
+                    Refusal(503, "dropped", "the proxy stopped before these rows were delivered; send them again", 1),
+                    close=True,
+                )
+            case _:
+                waits["buffered"] += 1
+                return self.taken(row_count, query)
+
+
+def is_sampled(traceparent: str | None) -> bool:
+    """Whether a W3C ``traceparent`` has its sampled flag set; only its shape is looked at."""
+    return (
+        traceparent is not None
+        and len(traceparent) == _TRACEPARENT_CHARS
+        and traceparent[:3] == "00-"
+        and traceparent[-1] in "13579bdf"
+    )
+
+
+def _verified(answer: Answer, verify: str) -> Answer:
+    return answer._replace(headers=(*answer.headers, ("x-vercel-verify", verify)))

@@ -1,0 +1,94 @@
+"""The public port's one handler: which request is for us, and the awaited steps of an events request."""
+
+from aiohttp import web
+
+from tinybird_proxy import codec
+from tinybird_proxy.errors import BodyRefused
+from tinybird_proxy.pipeline import Waiting
+from tinybird_proxy.server import answers
+from tinybird_proxy.server.answers import Answer
+from tinybird_proxy.server.events import PATH, EventsRoute
+from tinybird_proxy.server.http import respond
+from tinybird_proxy.server.passthrough import PassThrough
+from tinybird_proxy.server.query import parse_query
+from tinybird_proxy.server.receive import NoRoomToReceive, Receiver
+from tinybird_proxy.upstream import VIA_HEADER
+
+LIVENESS_PATH = "/v1/liveness"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class PublicHandler:
+    """Called by the server for every request."""
+
+    def __init__(self, route: EventsRoute, receiver: Receiver, passthrough: PassThrough) -> None:
+        self._route = route
+        self._receiver = receiver
+        self._passthrough = passthrough
+        self._now = route.pipeline.surroundings.now
+        self._buffer = route.pipeline.surroundings.buffer
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        target = request.raw_path
+        path, _, query = target.partition("?")
+        if path == PATH:
+            return respond(await self._events(request, query))
+        if not target.startswith("/") or target.startswith("//"):
+            return respond(answers.error(400, "the request's target must be a path that begins with one slash"))
+        if path == LIVENESS_PATH:
+            return self._liveness(request)
+        refusal = self._passthrough.refuse(request.headers, target)
+        if refusal is not None:
+            return respond(refusal)
+        await _answer_expect(request)
+        return await self._passthrough.carry(request, target)
+
+    async def _events(self, request: web.BaseRequest, query_text: str) -> Answer:
+        headers = request.headers
+        if request.method != "POST":
+            if request.method == "OPTIONS":
+                return answers.preflight(headers.get("Access-Control-Request-Headers"))
+            return answers.error(405, "this path takes POST", ("Allow", "POST, OPTIONS"))
+        head_at = self._now()
+        query = parse_query(query_text)
+        vias = headers.get(VIA_HEADER)
+        key = self._route.head(headers.get("Authorization"), query, vias)
+        if isinstance(key, Answer):
+            return key
+        try:
+            encoding = codec.content_encoding(headers.get("Content-Encoding", ""))
+            await _answer_expect(request)
+            async with self._receiver.rows(request, encoding, document=query.document) as rows:
+                admitted = self._route.admit(
+                    key, rows, query, head_at=head_at, traceparent=headers.get("traceparent"), vias=vias
+                )
+                row_count = rows.row_count
+        except BodyRefused as refused:
+            return self._refuse_body(refused)
+        if self._buffer.ack != "memory" and query.ack != "memory":
+            await self._buffer.commit()
+        if isinstance(admitted, Waiting):
+            return self._route.heard(await self._route.pipeline.hear(admitted), row_count, query)
+        return admitted
+
+    def _refuse_body(self, refused: BodyRefused) -> Answer:
+        refusals = self._route.pipeline.surroundings.meters.refused
+        if isinstance(refused, NoRoomToReceive):
+            refusals["receive_full"] += 1
+            return answers.error(503, refused.message, ("Retry-After", "1"), close=True)
+        refusals[f"http_{refused.status}"] += 1
+        extra = (("Accept-Encoding", ", ".join(codec.ENCODINGS)),) if refused.status == 415 else ()
+        return answers.error(refused.status, refused.message, *extra, close=refused.status == 413)
+
+    def _liveness(self, request: web.BaseRequest) -> web.Response:
+        if request.method not in ("GET", "HEAD"):
+            return respond(answers.error(405, "this path takes GET", ("Allow", "GET, HEAD")))
+        return respond(Answer(200, (("Content-Type", "text/plain; charset=utf-8"),), b"OK"))
+
+
+async def _answer_expect(request: web.BaseRequest) -> None:
+    """curl asks before it sends a larger body."""
+    if "Expect" in request.headers and request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0

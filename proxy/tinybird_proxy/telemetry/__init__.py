@@ -1,0 +1,1 @@
+"""Logs, metrics and traces: every name that leaves the process is written here, once."""

@@ -1,0 +1,185 @@
+"""Verdicts: from Tinybird's reply to what happens with the batch. One pure function.
+
+Contract and reasons: Tinybird's Events API (https://www.tinybird.co/docs/api-reference/events-api). What is not
+documented there is marked so. In this version 400, 413 and 422 hold the batch: nothing is lost, and it is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+
+from tinybird_proxy.errors import UpstreamError
+
+MESSAGE_MAX_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: ``headers`` with lower-case names, ``body`` cut at 64 KiB."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Tinybird has the rows, as far as it said. The three counts add up to the batch's rows.
+
+    ``mismatch``: the counts did not add up and the difference is in ``unverified``.
+    """
+
+    delivered: int
+    quarantined: int
+    unverified: int
+    mismatch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The same batch again: after ``retry_after_s``, or a backoff if that is None.
+
+    ``ambiguous``: Tinybird may have taken the rows. ``throttled``: it asked for a pause, and nothing was ingested.
+    """
+
+    reason: str
+    ambiguous: bool
+    throttled: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Wait for a person, keep the batch and probe with it."""
+
+    reason: str
+    ambiguous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """401, 403 or 404: held as well, but a destination that was never confirmed passes it on to its clients."""
+
+    status: int
+    message: str
+    reason: str
+
+
+Decision = Settled | Again | Held | Denied
+
+_WHY_HELD = {
+    400: "Tinybird says the request is not valid",
+    413: "Tinybird says the request is too large",
+    422: "Tinybird says it took only a part of the rows",
+    508: "the request came back to this proxy: TINYBIRD_URL leads to itself",
+}
+_WHY_DENIED = {
+    401: "Tinybird does not accept the token",
+    403: "Tinybird does not accept the token for this data source",
+    404: "Tinybird does not know this data source, or the token belongs to another region",
+}
+
+
+def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime) -> Decision:
+    """Decide about a batch of ``row_count`` rows.
+
+    ``counts_seen``: this URL has given readable counts before. ``now_utc`` is for dates in ``Retry-After``.
+    """
+    status = reply.status
+    if status == 202:
+        return Settled(0, 0, row_count)
+    if 200 <= status < 300:
+        return _judge_success(reply, row_count, counts_seen)
+    if status in _WHY_DENIED:
+        return Denied(status, message_of(reply), _sentence(_WHY_DENIED[status], reply))
+    if status == 429 or (status == 503 and _in_tinybirds_voice(reply)):
+        reason = _sentence("Tinybird asks us to slow down" if status == 429 else "Tinybird is unavailable", reply)
+        return Again(reason, ambiguous=False, throttled=True, retry_after_s=retry_after_s(reply.headers, now_utc))
+    if status in _WHY_HELD:
+        return Held(_sentence(_WHY_HELD[status], reply))
+    if status == 408 or status >= 500:
+        return Again(_sentence("Tinybird answered with an error", reply), ambiguous=True)
+    if 300 <= status < 400:
+        return Held(_sentence("TINYBIRD_URL answers with a redirect, which the proxy does not follow", reply))
+    return Held(_sentence("Tinybird gave an answer that the proxy does not know", reply))
+
+
+def judge_failure(error: UpstreamError) -> Again:
+    """Decide about an attempt that got no reply."""
+    return Again(str(error), ambiguous=error.ambiguous)
+
+
+def retry_after_s(headers: Mapping[str, str], now_utc: datetime) -> float | None:
+    """Seconds that ``Retry-After`` asks for, as seconds or as a date; None where it is absent or unreadable.
+
+    Without it, ``X-RateLimit-Reset`` (seconds until the window ends) says as much.
+    """
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        reset = headers.get("x-ratelimit-reset", "").strip()
+        return float(reset) if reset.isascii() and reset.isdigit() and len(reset) < 7 else None
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, IndexError):
+        return None
+    return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now_utc).total_seconds())
+
+
+def message_of(reply: Reply) -> str:
+    """What Tinybird said, from JSON or plain text, in one bounded line."""
+    body = _json_object(reply.body)
+    said = body.get("error") if body else None
+    text = said if isinstance(said, str) else reply.body.decode("utf-8", "replace")
+    return " ".join(text.split())[:MESSAGE_MAX_CHARS]
+
+
+def _judge_success(reply: Reply, row_count: int, counts_seen: bool) -> Decision:
+    counts = _counts(reply.body)
+    if counts is None:
+        if counts_seen:
+            return Settled(0, 0, row_count)
+        return Held(_sentence("TINYBIRD_URL does not answer like Tinybird: no readable counts", reply), ambiguous=True)
+    delivered, quarantined = counts
+    if delivered + quarantined == row_count:
+        return Settled(delivered, quarantined, 0)
+    # More than we sent cannot be ours; what is missing from the sum is not known to be written.
+    delivered = min(delivered, row_count)
+    quarantined = min(quarantined, row_count - delivered)
+    return Settled(delivered, quarantined, row_count - delivered - quarantined, mismatch=True)
+
+
+def _counts(body: bytes) -> tuple[int, int] | None:
+    found = _json_object(body)
+    if found is None:
+        return None
+    successful, quarantined = found.get("successful_rows"), found.get("quarantined_rows")
+    if type(successful) is int and type(quarantined) is int and successful >= 0 and quarantined >= 0:
+        return successful, quarantined
+    return None
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _in_tinybirds_voice(reply: Reply) -> bool:
+    """Whether Tinybird itself speaks, not a load balancer in front of it."""
+    if "retry-after" in reply.headers or any(name.startswith("x-ratelimit-") for name in reply.headers):
+        return True
+    body = _json_object(reply.body)
+    return body is not None and "error" in body
+
+
+def _sentence(what: str, reply: Reply) -> str:
+    said = message_of(reply)
+    return f"{what} ({reply.status}{': ' + said if said else ''})"

@@ -1,0 +1,49 @@
+"""In CI a skipped test is a failure: what nobody ran proves nothing.
+
+With the variable ``CI`` set, a session in which anything was skipped ends with an error and a list of what it was.
+A test that cannot run there says so in its reason: ``pytest.skip("not in CI: needs two machines")``.
+"""
+
+import os
+from typing import Final
+
+import pytest
+
+NOT_IN_CI: Final = "not in CI: "
+
+
+class SkipsFail:
+    """Collect what was skipped without leave, and fail the session for it."""
+
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not hasattr(report, "wasxfail"):  # an expected failure ran; pytest only reports it as skipped
+            self._note(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.skipped and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.skipped:
+            terminalreporter.section("skipped in CI, which fails the session", red=True)
+            for line in self.skipped:
+                terminalreporter.line(line)
+
+    def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if not report.skipped:
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not reason.startswith(NOT_IN_CI):
+            self.skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+        config.pluginmanager.register(SkipsFail(), "skips-fail")
