@@ -79,6 +79,11 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
     meters = Meters(now())
     availability = Availability(drain_delay_s=config.drain_delay_s, now=now)
     async with AsyncExitStack() as stack:
+        # First of all: a port that is taken must stop the start before anything runs.
+        admin_socket = _listen("ADMIN_PORT", config.admin_host, config.admin_port)
+        stack.callback(admin_socket.close)
+        public_socket = _listen("PORT", config.host, config.port)
+        stack.callback(public_socket.close)
         threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compress")
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         upstream = Upstream(make_upstream_settings(config, instance), tls=ssl.create_default_context(), now=now)
@@ -130,9 +135,7 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
         runner = web.AppRunner(make_admin_app(reporter, availability, secrets.admin), access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        admin_socket = _listen("ADMIN_PORT", config.admin_host, config.admin_port)
         await web.SockSite(runner, admin_socket).start()
-        public_socket = _listen("PORT", config.host, config.port)
         listener = await loop.create_server(
             server, sock=public_socket, backlog=BACKLOG, ssl=secrets.server_tls, start_serving=True
         )

@@ -80,7 +80,6 @@ async def echo(request: web.Request) -> web.Response:
 
 def redacted_query(query: Mapping[str, str]) -> dict[str, str]:
     """The first value of each parameter, the token replaced by the start of its SHA-256."""
-    # A multidict's mapping view repeats a key with its first value only.
     return {name: token_hash(query[name]) if name == "token" else query[name] for name in query}
 
 

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 MAX_FAULTS = 100
 _MAX_DELAY_S = 3600.0
@@ -208,8 +208,13 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, Mapping) and all(name in _COUNTS and _is_count(count) for name, count in value.items())
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string that UTF-8 can carry: no lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _is_row_pattern(value: object) -> bool:
-    if not isinstance(value, str) or not value:
+    if not _is_text(value) or not value:
         return False
     if len(value) > 1 and value.startswith("/") and value.endswith("/"):
         try:
@@ -224,13 +229,13 @@ def _is_bool(value: object) -> bool:
 
 
 _RULES: Mapping[str, tuple[Any, str]] = {
-    "datasource": (lambda value: isinstance(value, str) and value != "", "the name of a data source"),
+    "datasource": (lambda value: _is_text(value) and value != "", "the name of a data source"),
     "above_bytes": (_is_count, "a number of bytes, 0 or more"),
     "row_matches": (_is_row_pattern, "text, or a regular expression between slashes"),
     "times": (lambda value: _is_count(value) and value > 0, "a number of requests, 1 or more"),
     "share": (lambda value: _is_number(value, 1), "a number from 0 to 1"),
     "status": (lambda value: _is_count(value) and 200 <= value <= 599, "an HTTP status from 200 to 599"),
-    "body": (lambda value: isinstance(value, str), "a string"),
+    "body": (lambda value: _is_text(value), "a string"),
     "text": (_is_bool, "true or false"),
     "rate_headers": (_is_bool, "true or false"),
     "headers": (_are_headers, "an object of header names and printable ASCII strings"),

@@ -100,7 +100,7 @@ class QueryRunner:
                 connection.set_authorizer(_authorize)
                 connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS_BETWEEN_CHECKS)
                 names, values = _fetch(connection, query)
-            except (sqlite3.Error, sqlite3.Warning) as exc:
+            except (sqlite3.Error, sqlite3.Warning, ValueError) as exc:
                 raise _explained(exc) from exc
         return {
             "meta": [
@@ -227,7 +227,10 @@ def _discovered(connection: sqlite3.Connection, table: str, key: int) -> list[st
         " ORDER BY id LIMIT ?",
         (key, _DISCOVERED_ROW_BYTES, _DISCOVERED_ROWS),
     ):
-        keys.update(dict.fromkeys(json.loads(row, parse_int=str)))
+        try:
+            keys.update(dict.fromkeys(json.loads(row, parse_int=str)))
+        except RecursionError:
+            continue
         if len(keys) >= _MAX_DISCOVERED_KEYS:
             break
     return list(keys)[:_MAX_DISCOVERED_KEYS]

@@ -71,7 +71,7 @@ NOTICE_INTERVAL_S: Final = 60.0
 
 _SERVICE_INSTANCE_ID: Final = "service.instance.id"  # older SDKs have no constant for it
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_PLACEHOLDER: Final = re.compile(r"%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]")
+_PLACEHOLDER: Final = re.compile(r"%(?:\([^)]*\))?[-#0 +]*\d*(?:\.\d+)?[a-zA-Z%]")
 _HARMLESS_WORDS: Final = frozenset({"Span", "spans", *(status.phrase for status in HTTPStatus)})
 
 _log = get_logger("tracing")
@@ -133,10 +133,10 @@ class SdkNotices(logging.Handler):
 
 
 def _without_secrets(record: logging.LogRecord) -> str:
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    shown = iter([_harmless(argument) for argument in arguments])
-    # A placeholder without an argument is one of a mapping's, and those are not shown either.
-    return _PLACEHOLDER.sub(lambda match: next(shown, "…"), str(record.msg))
+    if not record.args:
+        return str(record.msg)
+    shown = iter([_harmless(argument) for argument in record.args] if isinstance(record.args, tuple) else [])
+    return _PLACEHOLDER.sub(lambda found: "%" if found[0] == "%%" else next(shown, "…"), str(record.msg))
 
 
 def _harmless(argument: object) -> str:

@@ -143,6 +143,8 @@ def test_null_means_absent() -> None:
         ({"row_matches": "/(/"}, "row_matches: .* must be"),
         ({"above_bytes": -1}, "above_bytes: -1, must be"),
         ({"datasource": 1, "status": 503}, "datasource: 1, must be"),
+        ({"row_matches": "\ud800"}, "row_matches: .* must be"),
+        ({"body": "\ud800"}, "body: .* must be a string"),
         ({"text": 1, "status": 503}, "text: 1, must be true or false"),
     ],
 )

@@ -181,6 +181,7 @@ async def test_names_that_differ_by_case_only_cannot_be_queried_together(store: 
         ("SELECT hex(zeroblob(1000000000))", 400),
         ("SELECT ?", 400),
         ("SELECT '\0'", 400),
+        ("SELECT '\ud800'", 400),
     ],
 )
 async def test_a_query_that_cannot_be_answered_is_refused_and_nothing_changes(

@@ -1,0 +1,151 @@
+"""Which OTEL_* variables switch tracing on, and which of them stop the start."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from tinybird_proxy.errors import Problem
+from tinybird_proxy.telemetry.otel_env import problems, wants_tracing
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        pytest.param({}, False, id="nothing is set"),
+        pytest.param(ENDPOINT, True, id="a collector is named"),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces"}, True, id="a collector for traces alone"
+        ),
+        pytest.param({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c"}, False, id="a collector for metrics alone"),
+        pytest.param({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False, id="an empty endpoint is none"),
+        pytest.param({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, False, id="the SDK is switched off"),
+        pytest.param({**ENDPOINT, "OTEL_SDK_DISABLED": "false"}, True, id="the SDK is not switched off"),
+        pytest.param({**ENDPOINT, "OTEL_TRACES_EXPORTER": " none "}, False, id="traces go nowhere"),
+        pytest.param({**ENDPOINT, "OTEL_TRACES_EXPORTER": "otlp"}, True, id="traces go over OTLP"),
+        pytest.param({"OTEL_TRACES_EXPORTER": "otlp"}, False, id="an exporter alone names no collector"),
+    ],
+)
+def test_tracing_is_on_when_a_collector_is_named_and_nothing_switches_it_off(
+    env: Mapping[str, str], wanted: bool
+) -> None:
+    assert wants_tracing(env) is wanted
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param(ENDPOINT, id="an endpoint"),
+        pytest.param({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://me:secret@[::1]:4318/otlp?key=secret"}, id="a full URL"),
+        pytest.param({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, id="our protocol"),
+        pytest.param(
+            {
+                **ENDPOINT,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            },
+            id="our protocol for traces, another for the rest",
+        ),
+        pytest.param({**ENDPOINT, "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}, id="compression"),
+        pytest.param({**ENDPOINT, "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}, id="a sampler"),
+        pytest.param({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, id="anything, while no collector is named"),
+        pytest.param(
+            {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_SDK_DISABLED": "true"},
+            id="anything, while the SDK is switched off",
+        ),
+    ],
+)
+def test_what_is_supported_is_no_problem(env: Mapping[str, str]) -> None:
+    assert problems(env) == []
+
+
+URL_WANTED = "must be an http or https URL such as http://localhost:4318"
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            Problem("OTEL_EXPORTER_OTLP_PROTOCOL", "'grpc': only http/protobuf is supported; use port 4318"),
+            id="grpc",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+            Problem("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "'http/json': only http/protobuf is supported"),
+            id="JSON for traces",
+        ),
+        pytest.param(
+            {"OTEL_TRACES_EXPORTER": "zipkin"},
+            Problem("OTEL_TRACES_EXPORTER", "'zipkin': must be otlp or none"),
+            id="another exporter",
+        ),
+        pytest.param(
+            {"OTEL_TRACES_EXPORTER": "otlp,console"},
+            Problem("OTEL_TRACES_EXPORTER", "'otlp,console': must be otlp or none"),
+            id="several exporters",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"},
+            Problem("OTEL_EXPORTER_OTLP_COMPRESSION", "'zstd': must be one of none, gzip, deflate"),
+            id="another compression",
+        ),
+        pytest.param(
+            {"OTEL_TRACES_SAMPLER": "jaeger_remote"},
+            Problem(
+                "OTEL_TRACES_SAMPLER",
+                "'jaeger_remote': must be one of always_on, always_off, traceidratio, parentbased_always_on, "
+                "parentbased_always_off, parentbased_traceidratio",
+            ),
+            id="another sampler",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
+            Problem("OTEL_EXPORTER_OTLP_ENDPOINT", URL_WANTED),
+            id="an endpoint without a scheme",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://"},
+            Problem("OTEL_EXPORTER_OTLP_ENDPOINT", URL_WANTED),
+            id="an endpoint without a host",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:port"},
+            Problem("OTEL_EXPORTER_OTLP_ENDPOINT", URL_WANTED),
+            id="an endpoint whose port is no number",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318\n"},
+            Problem("OTEL_EXPORTER_OTLP_ENDPOINT", URL_WANTED),
+            id="an endpoint with a line break",
+        ),
+        pytest.param(
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://me:secret@c"},
+            Problem("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", URL_WANTED),
+            id="an endpoint for traces with another scheme, not shown",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_named_with_what_is(setting: Mapping[str, str], problem: Problem) -> None:
+    assert problems({**ENDPOINT, **setting}) == [problem]
+
+
+def test_every_problem_is_named_at_once() -> None:
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_TRACES_EXPORTER": "jaeger",
+    }
+    assert [problem.variable for problem in problems(env)] == [
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        "OTEL_TRACES_EXPORTER",
+    ]
+
+
+def test_asking_whether_tracing_is_wanted_does_not_import_opentelemetry() -> None:
+    code = "import sys, tinybird_proxy.telemetry.otel_env; assert 'opentelemetry' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
