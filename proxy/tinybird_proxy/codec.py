@@ -1,5 +1,6 @@
 """Compress what leaves and inflate what comes, in bounded pieces."""
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, Final, Literal, cast
@@ -20,6 +21,7 @@ ENCODINGS: Final = ("gzip", "deflate", "zstd")
 _BROKEN_DATA: Final = cast("tuple[type[Exception], ...]", (igzip_lib.error, zstd.ZstdError, zlib.error, EOFError))
 # Each member costs a fresh decoder: a body of nothing but empty members must not keep us busy.
 _MAX_MEMBERS: Final = 1000
+_ONLY_ZEROS: Final = re.compile(rb"\0*+\Z")
 _ALIASES: Final = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "zstd": "zstd"}
 
 
@@ -55,7 +57,7 @@ def inflate(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
         while True:
             if decoder.eof:
                 position -= len(decoder.unused_data)
-                if position >= len(body) or (body[position] == 0 and not body[position:].strip(b"\0")):
+                if _ONLY_ZEROS.match(body, position):
                     return  # gzip allows zeros after the end
                 members += 1
                 if members > _MAX_MEMBERS:

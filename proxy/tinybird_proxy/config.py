@@ -7,7 +7,8 @@ is an argument, and files that options name are read elsewhere (``tokens``, ``ap
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -15,8 +16,9 @@ from tinybird_proxy.errors import ConfigError, Problem
 
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-zA-Z]*)", re.ASCII)
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII)
 
 Compression = Literal["gzip", "zstd", "none"]
 
@@ -29,14 +31,14 @@ class Config:
     host: str
     admin_port: int
     admin_host: str
-    admin_token: str | None
+    admin_token: str | None = field(repr=False)
     admin_token_file: str | None
     tls_cert_file: str | None
     tls_key_file: str | None
     tinybird_url: str
-    tinybird_token: str | None
+    tinybird_token: str | None = field(repr=False)
     tinybird_token_file: str | None
-    authorization_token: str | None
+    authorization_token: str | None = field(repr=False)
     authorization_token_file: str | None
     token_file_wait: bool
     pass_through: bool
@@ -89,7 +91,7 @@ class Option:
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"-?\d+", text) or not low <= (value := int(text)) <= high:
+        if not re.fullmatch(r"-?[0-9]{1,20}", text) or not low <= (value := int(text)) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return value
 
@@ -98,7 +100,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        if not re.fullmatch(r"\d+(\.\d+)?", text) or not low <= (value := float(text)) <= high:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not low <= (value := float(text)) <= high:
             raise ValueError(f"must be a number from {low:g} to {high:g}")
         return value
 
@@ -111,7 +113,7 @@ def _size(low: int, high: int = 10**12) -> Callable[[str], int]:
         unit = _SIZE_UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise ValueError("must be a size such as 10MB, 512Ki or 1000000 (kB/MB/GB are 1000ⁿ, Ki/Mi/Gi 1024ⁿ)")
-        value = int(float(match[1]) * unit)
+        value = int(Fraction(match[1]) * unit)
         if not low <= value <= high:
             raise ValueError(f"must be at least {low} and at most {high} bytes")
         return value
@@ -158,7 +160,7 @@ def _origin(text: str) -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or port == 0:
         raise ValueError("must be a URL such as https://api.us-east.tinybird.co")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold a user name or password")
@@ -186,6 +188,8 @@ def _node_id(text: str) -> str:
 
 def format_duration(seconds: float) -> str:
     """``seconds`` as a person would write it in an option: 250ms, 1s, 5m."""
+    if seconds == 0:
+        return "0s"
     for unit, factor in (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds >= factor and seconds % factor == 0:
             return f"{seconds / factor:g}{unit}"
@@ -258,7 +262,9 @@ def from_env(env: Mapping[str, str]) -> Config:
         try:
             values[option.field] = option.parse(text)
         except ValueError as error:
-            shown = "(not shown)" if option.secret else repr(text)
+            # A URL may hold a password or, copied from a webhook's settings, a token.
+            hidden = option.secret or (option.parse is _origin and re.search("[@?#]", text))
+            shown = "(not shown)" if hidden else repr(text)
             problems.append(Problem(variable, f"{shown}: {error}"))
     problems += _contradictions(values, env)
     if problems:

@@ -82,7 +82,8 @@ def check_in_pieces(body: bytes, *, document: bool = False) -> Generator[None, N
     if body.startswith(_BOM):
         raise BodyRefused(400, "row 1: begins with a byte order mark; send UTF-8 without one")
     if document or start == b"[":
-        return (yield from _document(body, "the body is not one JSON document, as format=json says"))
+        why = "as format=json says" if document else "although it begins with ["
+        return (yield from _document(body, f"the body is not one JSON document, {why}"))
     try:
         return (yield from _lines(body))
     except _FirstRowIncomplete as first:
@@ -120,6 +121,7 @@ def _lines(body: bytes) -> Generator[None, None, Rows]:
     for lines in _pieces(body):
         if line_count:
             yield
+        rows_before = count
         piece_is_clean = True
         for index, line in enumerate(lines):
             try:
@@ -138,15 +140,14 @@ def _lines(body: bytes) -> Generator[None, None, Rows]:
             count += 1
             if line[-1] == 13:
                 piece_is_clean = False
+        if not ascii_only:
+            _require_utf8(lines, rows_before, line_count)
+        line_count += len(lines)
         if not piece_is_clean:
             lines = [line.rstrip(b"\r") for line in lines if line.strip(_BLANK)]
             changed = True
-        piece = b"\n".join(lines)
-        if not ascii_only:
-            _require_utf8(piece, rows_before=count - (piece.count(b"\n") + 1 if piece else 0))
-        if piece:
-            kept.append(piece)
-        line_count += len(lines)
+        if lines:
+            kept.append(b"\n".join(lines))
     if count == 0:
         return NO_ROWS
     if changed:
@@ -175,8 +176,7 @@ def _pieces(body: bytes) -> Iterator[list[bytes]]:
 
 
 def _document(body: bytes, otherwise: str) -> Generator[None, None, Rows]:
-    if not body.isascii():
-        _require_utf8(body, rows_before=0)
+    ascii_only = body.isascii()
     stripped = body.strip(_BLANK)
     if not stripped:
         return NO_ROWS
@@ -195,6 +195,8 @@ def _document(body: bytes, otherwise: str) -> Generator[None, None, Rows]:
             raise BodyRefused(400, f"row {index + 1}: {_TOO_DEEP}")
         if b"\n" in element or b"\r" in element:
             element = element.translate(_LINE_BREAKS_TO_SPACES)
+        if not ascii_only:
+            _require_utf8([element], index, index)
         kept.append(element)
     return Rows(b"\n".join(kept), len(kept))
 
@@ -291,9 +293,11 @@ def _located(rows_before: int, lines_before: int, reason: str) -> str:
     return f"row {rows_before + 1}{line}: {reason}"
 
 
-def _require_utf8(text: bytes, *, rows_before: int) -> None:
+def _require_utf8(lines: list[bytes], rows_before: int, lines_before: int) -> None:
+    text = b"\n".join(lines)
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        row = rows_before + text.count(b"\n", 0, error.start) + 1
-        raise BodyRefused(400, f"row {row}: is not valid UTF-8") from None
+        index = text.count(b"\n", 0, error.start)
+        rows = sum(bool(line.strip(_BLANK)) for line in lines[:index])
+        raise BodyRefused(400, _located(rows_before + rows, lines_before + index, "is not valid UTF-8")) from None

@@ -5,6 +5,7 @@ error is JSON with a Content-Type; every 429 has integer ``Retry-After`` and all
 ``Retry-After``; rate headers never stand on anything else.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -33,6 +34,7 @@ class Answer(NamedTuple):
     close: bool = False
 
 
+@lru_cache(maxsize=1024)
 def taken(row_count: int, ack: str) -> Answer:
     """202: the rows are in the buffer."""
     return Answer(202, (JSON, *CORS, ("X-Ack", ack)), b'{"successful_rows":%d,"quarantined_rows":0}' % row_count)

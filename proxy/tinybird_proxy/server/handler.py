@@ -5,13 +5,14 @@ from aiohttp import web
 from tinybird_proxy import codec
 from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.pipeline import Waiting
+from tinybird_proxy.rows import check
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
 from tinybird_proxy.server.http import respond
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.query import parse_query
-from tinybird_proxy.server.receive import NoRoomToReceive, Receiver
+from tinybird_proxy.server.receive import NoRoomToReceive, Receiver, small_body_at_hand
 from tinybird_proxy.upstream import VIA_HEADER
 
 LIVENESS_PATH = "/v1/liveness"
@@ -33,14 +34,15 @@ class PublicHandler:
         target = request.raw_path
         path, _, query = target.partition("?")
         if path == PATH:
-            return respond(await self._events(request, query))
+            return respond(await self._events(request, query), request)
         if not target.startswith("/") or target.startswith("//"):
-            return respond(answers.error(400, "the request's target must be a path that begins with one slash"))
+            message = "the request's target must be a path that begins with one slash"
+            return respond(answers.error(400, message), request)
         if path == LIVENESS_PATH:
-            return self._liveness(request)
+            return respond(_liveness(request.method), request)
         refusal = self._passthrough.refuse(request.headers, target)
         if refusal is not None:
-            return respond(refusal)
+            return respond(refusal, request)
         await _answer_expect(request)
         return await self._passthrough.carry(request, target)
 
@@ -56,20 +58,24 @@ class PublicHandler:
         key = self._route.head(headers.get("Authorization"), query, vias)
         if isinstance(key, Answer):
             return key
+        traceparent = headers.get("traceparent")
         try:
-            encoding = codec.content_encoding(headers.get("Content-Encoding", ""))
-            await _answer_expect(request)
-            async with self._receiver.rows(request, encoding, document=query.document) as rows:
-                admitted = self._route.admit(
-                    key, rows, query, head_at=head_at, traceparent=headers.get("traceparent"), vias=vias
-                )
-                row_count = rows.row_count
+            encoding = headers.get("Content-Encoding")
+            body = small_body_at_hand(request) if encoding is None else None
+            if body is not None:  # the everyday case: nothing to wait for
+                rows = check(body, document=query.document)
+                admitted = self._route.admit(key, rows, query, head_at=head_at, traceparent=traceparent, vias=vias)
+            else:
+                coding = codec.content_encoding(encoding or "")
+                await _answer_expect(request)
+                async with self._receiver.rows(request, coding, document=query.document) as rows:
+                    admitted = self._route.admit(key, rows, query, head_at=head_at, traceparent=traceparent, vias=vias)
         except BodyRefused as refused:
             return self._refuse_body(refused)
         if self._buffer.ack != "memory" and query.ack != "memory":
             await self._buffer.commit()
         if isinstance(admitted, Waiting):
-            return self._route.heard(await self._route.pipeline.hear(admitted), row_count, query)
+            return self._route.heard(await self._route.pipeline.hear(admitted), rows.row_count, query)
         return admitted
 
     def _refuse_body(self, refused: BodyRefused) -> Answer:
@@ -81,10 +87,11 @@ class PublicHandler:
         extra = (("Accept-Encoding", ", ".join(codec.ENCODINGS)),) if refused.status == 415 else ()
         return answers.error(refused.status, refused.message, *extra, close=refused.status == 413)
 
-    def _liveness(self, request: web.BaseRequest) -> web.Response:
-        if request.method not in ("GET", "HEAD"):
-            return respond(answers.error(405, "this path takes GET", ("Allow", "GET, HEAD")))
-        return respond(Answer(200, (("Content-Type", "text/plain; charset=utf-8"),), b"OK"))
+
+def _liveness(method: str) -> Answer:
+    if method not in ("GET", "HEAD"):
+        return answers.error(405, "this path takes GET", ("Allow", "GET, HEAD"))
+    return Answer(200, (("Content-Type", "text/plain; charset=utf-8"),), b"OK")
 
 
 async def _answer_expect(request: web.BaseRequest) -> None:

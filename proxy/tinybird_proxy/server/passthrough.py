@@ -102,7 +102,7 @@ class PassThrough:
         except UpstreamError as error:
             status = 504 if isinstance(error, ResponseTimeout) else 502
             self._meters.passed_through[str(status)] += 1
-            return respond(answers.error(status, f"passed on, but {error}"))
+            return respond(answers.error(status, f"passed on, but {error}"), request)
 
 
 async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:

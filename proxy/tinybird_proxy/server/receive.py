@@ -126,6 +126,14 @@ class Receiver:
         self._reserved -= size_bytes
 
 
+def small_body_at_hand(request: web.BaseRequest) -> bytes | None:
+    """The body if it is here already and so short that it cannot be more than one piece; else None."""
+    length = request.content_length
+    if length is None or length > rows.PIECE_LINES or not request.content.is_eof():
+        return None
+    return request.content.read_nowait()
+
+
 class _Reservation:
     """One body's share of ``receive_bytes``: all of it as soon as it is not small."""
 

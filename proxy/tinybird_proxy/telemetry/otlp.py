@@ -129,7 +129,9 @@ class SdkNotices(logging.Handler):
             return
         self._said_at[source] = now
         unsaid = self._unsaid.pop(source, 0)
-        _log.warning("tracing: %s", _without_secrets(record), extra=fields(source=source, unsaid=unsaid))
+        _log.warning(
+            "tracing: %s%s", _without_secrets(record), _raised(record), extra=fields(source=source, unsaid=unsaid)
+        )
 
 
 def _without_secrets(record: logging.LogRecord) -> str:
@@ -137,6 +139,11 @@ def _without_secrets(record: logging.LogRecord) -> str:
         return str(record.msg)
     shown = iter([_harmless(argument) for argument in record.args] if isinstance(record.args, tuple) else [])
     return _PLACEHOLDER.sub(lambda found: "%" if found[0] == "%%" else next(shown, "…"), str(record.msg))
+
+
+def _raised(record: logging.LogRecord) -> str:
+    kind = record.exc_info[0] if record.exc_info else None
+    return f" ({kind.__name__})" if kind is not None else ""
 
 
 def _harmless(argument: object) -> str:
@@ -286,12 +293,9 @@ class _OtlpFlushSpan:
         self._tracer = tracer
         self._server = server
         self._span = span
-        # The batch holds this span: let go of it as soon as its payload's size is known, or its bytes outlive it.
         self._batch: FrozenBatch | None = batch
-        self._note_payload()
 
     def attempt(self, url: str, number: int) -> AttemptSpan:
-        self._note_payload()
         attributes: dict[str, AttributeValue] = {HTTP_REQUEST_METHOD: "POST", URL_FULL: url, **self._server}
         if number > 1:
             attributes[HTTP_REQUEST_RESEND_COUNT] = number - 1
@@ -301,20 +305,16 @@ class _OtlpFlushSpan:
         )
 
     def end(self, *, verdict: str, attempts: int) -> None:
-        self._note_payload()
-        self._batch = None
+        # The batch holds this span: let go of it, or its bytes outlive it until the garbage collector comes.
+        batch, self._batch = self._batch, None
         if not self._span.is_recording():
             return
+        if batch is not None and batch.payload is not None:
+            self._span.set_attribute(BATCH_COMPRESSED_BYTES, len(batch.payload.body))
         self._span.set_attributes({VERDICT: verdict, ATTEMPTS: attempts})
         if verdict != DELIVERED:
             self._span.set_status(Status(StatusCode.ERROR, verdict))
         self._span.end()
-
-    def _note_payload(self) -> None:
-        if self._batch is None or self._batch.payload is None:
-            return
-        self._span.set_attribute(BATCH_COMPRESSED_BYTES, len(self._batch.payload.body))
-        self._batch = None
 
 
 class _OtlpAttemptSpan:
