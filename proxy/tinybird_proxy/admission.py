@@ -61,6 +61,11 @@ NOT_DELIVERED = "this data source is not being delivered and the buffer is full;
 UNCONFIRMED = "too much is waiting for tokens that Tinybird has not confirmed yet; send the same request again later"
 
 
+def has_room(row_count: int, size_bytes: int, held: Occupancy, capacity: Capacity) -> bool:
+    """Whether rows of a confirmed destination fit in the plain capacity: then there is nothing more to ask."""
+    return held.row_count + row_count <= capacity.max_rows and held.size_bytes + size_bytes <= capacity.max_bytes
+
+
 def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy, capacity: Capacity) -> Refusal | None:
     """Return why ``row_count`` rows of ``size_bytes`` are refused, or None if they fit."""
     if row_count > capacity.max_rows or size_bytes > capacity.max_bytes:
@@ -71,7 +76,7 @@ def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy,
             return None
         return Refusal(503, "buffer_full", FULL)
     if standing is Standing.UNCONFIRMED:
-        share_bytes = max(capacity.max_bytes * UNCONFIRMED_SHARE, capacity.max_body_bytes)
+        share_bytes = max(capacity.max_bytes * UNCONFIRMED_SHARE, capacity.max_body_bytes + 1)  # and its line feed
         share_rows = max(capacity.max_rows * UNCONFIRMED_SHARE, 1)
         if held.unconfirmed_size_bytes + size_bytes > share_bytes or (
             held.unconfirmed_row_count and held.unconfirmed_row_count + row_count > share_rows

@@ -4,6 +4,7 @@ A batch is **open** while items are added, then **frozen**: its composition and 
 sends the same bytes. Pure: nothing here reads a clock or touches a socket; ``now`` is in seconds.
 """
 
+import re
 from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,8 @@ from tinybird_proxy.ticket import Ticket
 
 MAX_LINKS = 128
 MAX_VIAS = 8
+# An instance: a node's name of at most 128 characters and some more. Whatever else stands there is not sent on.
+_VIA = re.compile(r"[A-Za-z0-9._-]{1,160}")
 
 
 class Trigger(StrEnum):
@@ -53,7 +56,7 @@ class BatchLimits:
 class Payload:
     """A frozen batch as it goes over the wire, the same in every attempt."""
 
-    body: bytes
+    body: bytes = field(repr=False)
     encoding: str | None
 
 
@@ -96,12 +99,6 @@ class OpenBatch:
             return Trigger.BYTES
         return None
 
-    def full(self, limits: BatchLimits) -> Trigger | None:
-        """Which limit has been reached, so that nothing more can join."""
-        if self.row_count >= limits.max_rows:
-            return Trigger.ROWS
-        return Trigger.BYTES if self.size_bytes >= limits.max_bytes else None
-
     def add(self, rows: Rows, now: float) -> None:
         """Take an item in."""
         self.bodies.append(rows.body)
@@ -118,9 +115,9 @@ class OpenBatch:
 
     def came_via(self, vias: str) -> None:
         """Remember which proxies an item has passed, so that a loop over several of them is noticed."""
-        for via in vias.split(","):
-            if len(self.vias) < MAX_VIAS:
-                self.vias.add(via.strip()[:128])
+        for via in map(str.strip, vias.split(",")):
+            if len(self.vias) < MAX_VIAS and _VIA.fullmatch(via):
+                self.vias.add(via)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +131,7 @@ class FrozenBatch:
 
     id: str
     key: DestinationKey
-    bodies: list[bytes]
+    bodies: list[bytes] = field(repr=False)
     row_counts: "array[int]"
     row_count: int
     size_bytes: int
@@ -150,7 +147,6 @@ class FrozenBatch:
     payload: Payload | None = None
     attempts: int = 0
     ambiguous: bool = False
-    last_problem: str = ""
     span: Any = field(default=None, repr=False)  # the telemetry.tracing.FlushSpan of this batch, once it is sent
 
     @property

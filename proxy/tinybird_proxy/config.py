@@ -160,14 +160,15 @@ def _origin(text: str) -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or "") or port == 0:
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or port == 0:
         raise ValueError("must be a URL such as https://api.us-east.tinybird.co")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold a user name or password")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("must be an origin alone, without a path: the proxy adds /v0/events itself")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
 
 
 def _text(text: str) -> str:
@@ -279,16 +280,13 @@ def _contradictions(values: Mapping[str, Any], env: Mapping[str, str]) -> list[P
     def has(*names: str) -> bool:
         return all(values.get(name) is not None for name in names)
 
-    for field in ("tinybird_token", "authorization_token", "admin_token"):
-        variable = field.upper()
+    for variable in ("TINYBIRD_TOKEN", "AUTHORIZATION_TOKEN", "ADMIN_TOKEN"):
         if variable in env and f"{variable}_FILE" in env:
             problems.append(Problem(f"{variable}_FILE", f"is set together with {variable}; set one of them"))
-    if ("AUTHORIZATION_TOKEN" in env or "AUTHORIZATION_TOKEN_FILE" in env) and not (
-        "TINYBIRD_TOKEN" in env or "TINYBIRD_TOKEN_FILE" in env
-    ):
-        problems.append(
-            Problem("AUTHORIZATION_TOKEN", "needs TINYBIRD_TOKEN: without it clients send Tinybird's own tokens")
-        )
+    if "TINYBIRD_TOKEN" not in env and "TINYBIRD_TOKEN_FILE" not in env:
+        without = "needs TINYBIRD_TOKEN: without it clients send Tinybird's own tokens"
+        gates = [name for name in ("AUTHORIZATION_TOKEN", "AUTHORIZATION_TOKEN_FILE") if name in env]
+        problems += [Problem(name, without) for name in gates[:1]]
     if has("token_file_wait") and values["token_file_wait"] and "TINYBIRD_TOKEN_FILE" not in env:
         problems.append(Problem("TOKEN_FILE_WAIT", "needs TINYBIRD_TOKEN_FILE: there is no file to wait for"))
     if has("tls_cert_file") != has("tls_key_file"):

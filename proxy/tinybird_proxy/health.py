@@ -28,35 +28,28 @@ class DestinationFacts:
     ledger: dict[str, int | dict[str, int]]
 
 
-_WHAT_TO_DO = {
-    State.HELD: "Nothing is lost and nothing is sent until this is put right; the proxy tries again by itself.",
+_WHAT = {
+    State.HELD: "Held",
+    State.FAILING: "Not delivering",
+    State.THROTTLED: "Throttled by Tinybird",
+}
+_WHAT_FOLLOWS = {
+    State.HELD: "Nothing is lost, but somebody has to put this right.",
     State.FAILING: "Nothing is lost; the proxy goes on trying.",
-    State.THROTTLED: "Nothing is lost; the proxy waits as long as Tinybird asked.",
+    State.THROTTLED: "Nothing is lost; the proxy tries again when Tinybird is ready for it.",
 }
 
 
 def sentence(facts: DestinationFacts) -> str:
     """What this destination is doing, what limits it, and what follows."""
-    waiting = _rows_waiting(facts)
+    if facts.refusing is not None:
+        kept = f" {_rows_waiting(facts)}; nothing is lost." if facts.buffered_rows else ""
+        return f"Requests are refused with {facts.refusing}: {facts.reason}. One a minute is let through to try.{kept}"
     if facts.state in (State.NEW, State.DELIVERING):
-        if facts.refusing is not None:
-            return f"Requests are refused with {facts.refusing}: {facts.reason}. One request a minute is tried again."
-        if facts.buffered_rows == 0:
-            return "Nothing is waiting."
-        if facts.in_flight >= facts.places:
-            answer = "the first answer" if facts.state is State.NEW else "answers"
-            return f"{waiting}; {facts.in_flight} requests are in flight, so Tinybird's {answer} set the pace."
-        if facts.batches_waiting:
-            return f"{waiting}; the limit on requests a second (UPSTREAM_RATE) sets the pace."
-        return f"{waiting} for the flush interval."
-    what = {State.HELD: "Held", State.FAILING: "Not delivering", State.THROTTLED: "Throttled by Tinybird"}[facts.state]
+        return _flowing(facts)
     since = f" for {duration(facts.not_delivering_for_s)}" if facts.not_delivering_for_s is not None else ""
-    upcoming = (
-        f" Next attempt in {duration(facts.next_attempt_in_s)}."
-        if facts.next_attempt_in_s is not None
-        else " An attempt is in flight."
-    )
-    return f"{what}{since}: {facts.reason}. {waiting}. {_WHAT_TO_DO[facts.state]}{upcoming}"
+    follows = f"{_WHAT_FOLLOWS[facts.state]} {_next_attempt(facts)}"
+    return f"{_WHAT[facts.state]}{since}: {facts.reason}. {_rows_waiting(facts)}. {follows}"
 
 
 def overall(destinations: list[DestinationFacts], *, phase: str, utilisation: float) -> str:
@@ -64,14 +57,14 @@ def overall(destinations: list[DestinationFacts], *, phase: str, utilisation: fl
     if phase != "running":
         rows = sum(facts.buffered_rows for facts in destinations)
         return f"The proxy is {phase}; {count(rows, 'row')} not yet delivered."
+    full = "The buffer is full: clients get 503 or 429 and are asked to come back." if utilisation >= 1.0 else ""
     stuck = [f for f in destinations if f.state not in (State.NEW, State.DELIVERING) and f.buffered_rows]
     if stuck:
-        names = ", ".join(sorted({f.data_source for f in stuck})[:5]) + (", …" if len(stuck) > 5 else "")
+        names = sorted({f.data_source for f in stuck})
+        some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         rows = sum(facts.buffered_rows for facts in stuck)
-        return f"{count(len(stuck), 'destination')} not delivering ({names}): {count(rows, 'row')} kept, none lost."
-    if utilisation >= 1.0:
-        return "The buffer is full: clients get 503 and are asked to come back."
-    return "All is well."
+        return f"{count(len(stuck), 'destination')} not delivering ({some}): {count(rows, 'row')} kept. {full}".rstrip()
+    return full or "All is well."
 
 
 def count(number: int, noun: str) -> str:
@@ -88,9 +81,33 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
+def _flowing(facts: DestinationFacts) -> str:
+    waiting = _rows_waiting(facts)
+    if facts.buffered_rows == 0:
+        return "Nothing is waiting."
+    requests = f"{count(facts.in_flight, 'request')} {'is' if facts.in_flight == 1 else 'are'} in flight"
+    if facts.in_flight >= facts.places:
+        if facts.state is State.NEW:
+            return f"{waiting}; {requests}, and Tinybird's first answer decides how it goes on."
+        return f"{waiting}; {requests}, as many as may be: Tinybird's answers set the pace."
+    if facts.batches_waiting:
+        return f"{waiting}; the limit on requests a second (UPSTREAM_RATE) sets the pace."
+    return f"{waiting}; {requests if facts.in_flight else 'the flush interval decides when they leave'}."
+
+
+def _next_attempt(facts: DestinationFacts) -> str:
+    if facts.in_flight:
+        return "An attempt is in flight."
+    if facts.next_attempt_in_s is None:
+        return "No further attempt is planned."
+    if facts.buffered_rows == 0:
+        return "The next rows are the next attempt."
+    return f"Next attempt in {duration(facts.next_attempt_in_s)}."
+
+
 def _rows_waiting(facts: DestinationFacts) -> str:
     if facts.buffered_rows == 0:
-        return "No rows wait"
-    verb = "waits" if facts.buffered_rows == 1 else "wait"
+        return "No rows are waiting"
+    verb = "is" if facts.buffered_rows == 1 else "are"
     oldest = f", the oldest for {duration(facts.oldest_age_s)}" if facts.oldest_age_s is not None else ""
-    return f"{count(facts.buffered_rows, 'row')} {verb}{oldest}"
+    return f"{count(facts.buffered_rows, 'row')} {verb} waiting{oldest}"

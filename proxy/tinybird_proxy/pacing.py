@@ -51,6 +51,7 @@ class Pacing:
         self._failed_at = -math.inf
         self._failures = 0
         self._deadline: float | None = None
+        self._pause_ends_at = -math.inf  # as if nothing were draining
         self.state = State.NEW
         self.confirmed = False
         self.reason = ""
@@ -88,32 +89,46 @@ class Pacing:
         self.state = State.DELIVERING
         self.reason = ""
         self._failures = 0
-        self.paused_until = -math.inf
+        self.paused_until = self._pause_ends_at = -math.inf
 
     def failed(self, now: float, started_at: float, reason: str) -> None:
-        """A request failed and may succeed unchanged: back off, twice as long each time in a row."""
-        if started_at > self._failed_at or self._failures == 0:  # not one of several in flight at the same failure
-            ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 30))
-            self._failures += 1
-            if self._deadline is not None:
-                ceiling = min(ceiling, DRAIN_BACKOFF_MAX_S)
-            self._pause(State.FAILING, now, self._jitter(ceiling), reason)
+        """A request failed and may succeed unchanged: back off, twice as long each time in a row.
+
+        Several in flight that fail together count once, and shorten no pause that one of them has brought.
+        """
+        if self._pauses_already(started_at):
+            return
+        ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        if self._deadline is not None:
+            ceiling = min(ceiling, DRAIN_BACKOFF_MAX_S)
+        self._pause(State.FAILING, now, self._jitter(ceiling), reason)
 
     def throttled(self, now: float, started_at: float, retry_after_s: float | None, reason: str) -> None:
         """Tinybird asked for a pause of ``retry_after_s`` (at most ``RETRY_AFTER_MAX_S``), or did not say how long."""
+        already = self._pauses_already(started_at)
+        if already and self.state is State.HELD:
+            return
         if retry_after_s is None:
             self.failed(now, started_at, reason)
             self.state = State.THROTTLED
             return
-        self._pause(State.THROTTLED, now, min(max(retry_after_s, 0.0), RETRY_AFTER_MAX_S), reason)
+        delay_s = min(max(retry_after_s, 0.0), RETRY_AFTER_MAX_S)
+        if already:
+            delay_s = max(delay_s, self._pause_ends_at - now)
+        self._pause(State.THROTTLED, now, delay_s, reason)
 
-    def hold(self, now: float, reason: str) -> None:
-        """Wait for a person; the next probe is ``PROBE_INTERVAL_S`` away."""
-        self._pause(State.HELD, now, PROBE_INTERVAL_S, reason)
+    def hold(self, now: float, reason: str, *, probe: bool = True) -> None:
+        """Wait for a person; the next probe is ``PROBE_INTERVAL_S`` away.
+
+        ``probe`` False: only ``probe_now`` brings another attempt, because each might double rows.
+        """
+        unprobed = self.state is State.HELD and math.isinf(self._pause_ends_at)
+        self._pause(State.HELD, now, math.inf if unprobed or not probe else PROBE_INTERVAL_S, reason)
 
     def probe_now(self, now: float) -> None:
         """Something changed (a token, a person's wish): do not wait any longer."""
-        self.paused_until = min(self.paused_until, now)
+        self.paused_until = self._pause_ends_at = min(self.paused_until, now)
 
     def drain(self, now: float, deadline: float) -> None:
         """From now on no pause outlasts ``deadline``; a hold is probed once, at once."""
@@ -125,14 +140,20 @@ class Pacing:
     def stop_draining(self) -> None:
         """Back to normal service."""
         self._deadline = None
+        self.paused_until = self._pause_ends_at
+
+    def _pauses_already(self, started_at: float) -> bool:
+        """Whether a request begun at ``started_at`` was in flight when the failure came that we are pausing for."""
+        return started_at <= self._failed_at and not self.delivering
 
     def _pause(self, state: State, now: float, delay_s: float, reason: str) -> None:
         self.state = state
         self.reason = reason
         self._failed_at = now
-        until = now + delay_s
+        until = self._pause_ends_at = now + delay_s
         if self._deadline is not None and until > (last := self._deadline - LAST_ATTEMPT_BEFORE_DEADLINE_S):
-            until = last if last > now else math.inf  # one more attempt before the deadline, none after it
+            # One more attempt before the deadline, none after it.
+            until = last if last > now and not math.isinf(delay_s) else math.inf
         self.paused_until = until
 
     def _refill(self, now: float) -> None:

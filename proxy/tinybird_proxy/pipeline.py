@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tinybird_proxy.admission import Capacity, Refusal, Standing, refuse, retry_after_s
+from tinybird_proxy.admission import Capacity, Refusal, Standing, has_room, refuse, retry_after_s
 from tinybird_proxy.batch import DestinationKey
 from tinybird_proxy.destination import Destination, Surroundings
 from tinybird_proxy.health import DestinationFacts
@@ -67,6 +67,8 @@ class Pipeline:
         self.surroundings = surroundings
         self.limits = limits
         self.waiter_count = 0
+        self._buffer = surroundings.buffer
+        self._meters = surroundings.meters
         self._destinations: dict[DestinationKey, Destination] = {}
         self._tasks: dict[DestinationKey, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -96,41 +98,38 @@ class Pipeline:
         key: DestinationKey,
         rows: Rows,
         *,
+        now: float,
         wait: bool,
         head_at: float,
         traceparent: str | None = None,
         vias: str | None = None,
     ) -> Waiting | Refusal | None:
         """Take ``rows`` (at least one) or refuse them. None: taken and promised, nothing to wait for."""
-        now = self.surroundings.now()
-        destination = self._destinations.get(key)
-        if destination is None:
-            made = self._make(key)
-            if isinstance(made, Refusal):
-                return made
-            destination = made
-        if (refusing := destination.refusal(now)) is not None:
+        destination = self._destinations.get(key) or self._make(key)
+        if isinstance(destination, Refusal):
+            return destination
+        if destination.refusing is not None and (refusing := destination.refusal(now)) is not None:
             return Refusal(refusing.status, "refused_by_tinybird", refusing.message)
         size_bytes = len(rows.body) + 1
-        buffer = self.surroundings.buffer
-        refusal = refuse(
-            self._standing(destination), rows.row_count, size_bytes, buffer.occupancy, self.limits.capacity
-        )
-        if refusal is not None:
-            return self._with_retry_after(refusal, now)
-        buffer.hold(key, rows, unconfirmed=destination.unconfirmed)
-        meters = self.surroundings.meters
-        meters.requests_accepted += 1
-        meters.bytes_accepted += size_bytes
+        unconfirmed = destination.unconfirmed
+        occupancy = self._buffer.occupancy
+        if unconfirmed or not has_room(rows.row_count, size_bytes, occupancy, self.limits.capacity):
+            standing = self._standing(destination)
+            refusal = refuse(standing, rows.row_count, size_bytes, occupancy, self.limits.capacity)
+            if refusal is not None:
+                return self._with_retry_after(refusal, now)
+        self._buffer.hold(key, rows, unconfirmed=unconfirmed)
+        self._meters.requests_accepted += 1
+        self._meters.bytes_accepted += size_bytes
         if destination.wants_contact:
             waiting = self._wait(destination, contact=True, wait_for_delivery=wait, head_at=head_at)
             destination.put_contact(rows, now, waiting.ticket, traceparent, vias)
             return waiting
         if wait and self._may_wait(destination, now, head_at):
             waiting = self._wait(destination, contact=False, wait_for_delivery=True, head_at=head_at)
-            destination.put(rows, now, ticket=waiting.ticket, traceparent=traceparent, vias=vias)
+            destination.put(rows, now, waiting.ticket, traceparent, vias)
             return waiting
-        destination.put(rows, now, ticket=None, traceparent=traceparent, vias=vias)
+        destination.put(rows, now, None, traceparent, vias)
         return None
 
     async def hear(self, waiting: Waiting) -> Confirmed | Buffered | NotTaken | Dropped:
@@ -176,9 +175,9 @@ class Pipeline:
         if refusal.status not in (429, 503):
             return refusal
         after_s = retry_after_s(
-            self.surroundings.buffer.occupancy.row_count,
+            self._buffer.occupancy.row_count,
             self.limits.capacity.max_rows,
-            self.surroundings.meters.delivered_rate.per_second(now) if refusal.status == 503 else 0.0,
+            self._meters.delivered_rate.per_second(now) if refusal.status == 503 else 0.0,
         )
         return Refusal(refusal.status, refusal.reason, refusal.message, after_s)
 
@@ -212,7 +211,7 @@ class Pipeline:
             try:
                 await destination.run()
             except Exception:  # noqa: BLE001 - this is the watchdog
-                self.surroundings.meters.sender_restarts += 1
+                self._meters.sender_restarts += 1
                 _log.error("a sender died and is restarted; its rows are kept", exc_info=True)
                 destination.recover_in_flight()
             await asyncio.sleep(RESTART_DELAY_S)
@@ -289,7 +288,7 @@ class Pipeline:
     def seconds_to_drain(self) -> float | None:
         """How long the buffered rows take at the present rate; None while nothing is delivered."""
         rows = self.buffered_rows()
-        rate = self.surroundings.meters.delivered_rate.per_second(self.surroundings.now())
+        rate = self._meters.delivered_rate.per_second(self.surroundings.now())
         if rows == 0:
             return 0.0
         return rows / rate if rate > 0.01 else None

@@ -283,7 +283,7 @@ def _plain(error: Exception) -> str:
     if text == "Input data was truncated":
         return "is not complete JSON: it ends too early"
     if text.startswith("trailing characters"):
-        return f"holds more than one JSON object ({text}); rows are separated by \\n"
+        return "goes on after its JSON value; a row is one object, and rows are separated by \\n"
     return f"is not valid JSON: {text}"
 
 

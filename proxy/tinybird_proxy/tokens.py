@@ -179,7 +179,7 @@ class WatchedFile:
     variable: str
     path: str
     apply: Callable[[str], None]
-    last_text: str | None = None
+    last_text: str | None = field(default=None, repr=False)
     problem: str | None = None
 
     def update(self, text: str | None, problem: str | None) -> bool:

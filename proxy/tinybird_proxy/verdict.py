@@ -4,6 +4,7 @@ Contract and reasons: Tinybird's Events API (https://www.tinybird.co/docs/api-re
 documented there is marked so. In this version 400, 413 and 422 hold the batch: nothing is lost, and it is shown.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,10 +55,11 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Wait for a person, keep the batch and probe with it."""
+    """Wait for a person, keep the batch and probe with it. ``probe`` False: each attempt might double rows."""
 
     reason: str
     ambiguous: bool = False
+    probe: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,9 @@ def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime)
         reason = _sentence("Tinybird asks us to slow down" if status == 429 else "Tinybird is unavailable", reply)
         return Again(reason, ambiguous=False, throttled=True, retry_after_s=retry_after_s(reply.headers, now_utc))
     if status in _WHY_HELD:
-        return Held(_sentence(_WHY_HELD[status], reply))
-    if status == 408 or status >= 500:
+        partial = status == 422
+        return Held(_sentence(_WHY_HELD[status], reply), ambiguous=partial, probe=not partial)
+    if status == 408 or 500 <= status < 600:
         return Again(_sentence("Tinybird answered with an error", reply), ambiguous=True)
     if 300 <= status < 400:
         return Held(_sentence("TINYBIRD_URL answers with a redirect, which the proxy does not follow", reply))
@@ -122,11 +125,11 @@ def retry_after_s(headers: Mapping[str, str], now_utc: datetime) -> float | None
     if not text:
         reset = headers.get("x-ratelimit-reset", "").strip()
         return float(reset) if reset.isascii() and reset.isdigit() and len(reset) < 7 else None
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return float(text)
+    if text.isascii() and text.isdigit():
+        return float(text) if len(text) < 10 else math.inf
     try:
         when = parsedate_to_datetime(text)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         return None
     return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now_utc).total_seconds())
 
@@ -136,7 +139,8 @@ def message_of(reply: Reply) -> str:
     body = _json_object(reply.body)
     said = body.get("error") if body else None
     text = said if isinstance(said, str) else reply.body.decode("utf-8", "replace")
-    return " ".join(text.split())[:MESSAGE_MAX_CHARS]
+    text = " ".join(text.split())[:MESSAGE_MAX_CHARS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _judge_success(reply: Reply, row_count: int, counts_seen: bool) -> Decision:
@@ -144,7 +148,8 @@ def _judge_success(reply: Reply, row_count: int, counts_seen: bool) -> Decision:
     if counts is None:
         if counts_seen:
             return Settled(0, 0, row_count)
-        return Held(_sentence("TINYBIRD_URL does not answer like Tinybird: no readable counts", reply), ambiguous=True)
+        reason = _sentence("TINYBIRD_URL does not answer like Tinybird: no readable counts", reply)
+        return Held(reason, ambiguous=True, probe=False)
     delivered, quarantined = counts
     if delivered + quarantined == row_count:
         return Settled(delivered, quarantined, 0)

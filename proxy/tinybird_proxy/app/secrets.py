@@ -33,7 +33,7 @@ def load_secrets(config: Config, *, utc_s: float, hash_key: bytes, on_new_token:
     ``on_new_token`` is called when Tinybird's token changes later on.
     """
     problems: list[Problem] = []
-    secrets = Secrets(None, Gate(config.own_token_mode, None), AdminToken(config.admin_token), None, [])
+    secrets = Secrets(None, Gate(own_token_mode=config.own_token_mode), AdminToken(config.admin_token), None, [])
 
     def watch(variable: str, path: str, apply: Callable[[str], None], *, may_be_missing: bool = False) -> None:
         file = WatchedFile(variable, path, apply)
@@ -60,13 +60,13 @@ def load_secrets(config: Config, *, utc_s: float, hash_key: bytes, on_new_token:
             watch("TINYBIRD_TOKEN_FILE", config.tinybird_token_file, offer, may_be_missing=config.token_file_wait)
     if config.authorization_token is not None:
         try:
-            secrets.gate.clients = ClientTokens(config.authorization_token, key=hash_key)
+            secrets.gate.use_clients(ClientTokens(config.authorization_token, key=hash_key))
         except TokenFileError as error:
             problems.append(Problem("AUTHORIZATION_TOKEN", str(error)))
     if config.authorization_token_file is not None:
 
         def replace_clients(text: str) -> None:
-            secrets.gate.clients = ClientTokens(text, key=hash_key)
+            secrets.gate.use_clients(ClientTokens(text, key=hash_key))
 
         watch("AUTHORIZATION_TOKEN_FILE", config.authorization_token_file, replace_clients)
     if config.admin_token_file is not None:

@@ -17,7 +17,12 @@ class MemoryBuffer:
 
     def hold(self, key: DestinationKey, rows: Rows, *, unconfirmed: bool) -> None:
         """Count an item in."""
-        self._count(rows.row_count, len(rows.body) + 1, unconfirmed=unconfirmed)
+        held, size_bytes = self.occupancy, len(rows.body) + 1
+        held.row_count += rows.row_count
+        held.size_bytes += size_bytes
+        if unconfirmed:
+            held.unconfirmed_row_count += rows.row_count
+            held.unconfirmed_size_bytes += size_bytes
 
     async def commit(self) -> None:
         """Memory is as safe as it gets at once."""
@@ -30,17 +35,14 @@ class MemoryBuffer:
 
     def release(self, batch: FrozenBatch, *, unconfirmed: bool) -> None:
         """Count a settled batch out."""
-        self._count(-batch.row_count, -batch.size_bytes, unconfirmed=unconfirmed)
+        held = self.occupancy
+        held.row_count -= batch.row_count
+        held.size_bytes -= batch.size_bytes
+        if unconfirmed:
+            held.unconfirmed_row_count -= batch.row_count
+            held.unconfirmed_size_bytes -= batch.size_bytes
 
     def confirm(self, row_count: int, size_bytes: int) -> None:
         """Move so much out of the unconfirmed share."""
         self.occupancy.unconfirmed_row_count -= row_count
         self.occupancy.unconfirmed_size_bytes -= size_bytes
-
-    def _count(self, row_count: int, size_bytes: int, *, unconfirmed: bool) -> None:
-        held = self.occupancy
-        held.row_count += row_count
-        held.size_bytes += size_bytes
-        if unconfirmed:
-            held.unconfirmed_row_count += row_count
-            held.unconfirmed_size_bytes += size_bytes

@@ -5,8 +5,9 @@ error is JSON with a Content-Type; every 429 has integer ``Retry-After`` and all
 ``Retry-After``; rate headers never stand on anything else.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -25,8 +26,9 @@ _RATE_LIMIT: Final = "100"
 _encode = msgspec.json.Encoder().encode
 
 
-class Answer(NamedTuple):
-    """One complete answer. ``close``: the connection ends with it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """One complete answer. ``close``: the connection ends with it. Compared by identity, so that it is a cheap key."""
 
     status: int
     headers: tuple[tuple[str, str], ...]

@@ -5,8 +5,8 @@
 What needs the network stands between the steps, in ``handler``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from tinybird_proxy.admission import Refusal
 from tinybird_proxy.batch import DestinationKey
@@ -15,21 +15,62 @@ from tinybird_proxy.rows import Rows
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.availability import Availability
-from tinybird_proxy.server.query import EventsQuery
+from tinybird_proxy.server.query import EventsQuery, parse_query
 from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken, Outcome
 from tinybird_proxy.tokens import ClientTokens
 
 PATH = "/v0/events"
 DRAINING = Refusal(503, "draining", "the proxy is draining; send the same request again", 1)
-_TRACEPARENT_CHARS = 55
+_TRACEPARENT_CHARS: Final = 55
+_KEPT_HEADINGS: Final = 1024
+_KEPT_MAX_CHARS: Final = 1024
 
 
-@dataclass(slots=True)
 class Gate:
     """Who may write: our clients' tokens (None: anybody), and whether Tinybird's token is ours."""
 
-    own_token_mode: bool
-    clients: ClientTokens | None
+    def __init__(self, *, own_token_mode: bool, clients: ClientTokens | None = None) -> None:
+        self.own_token_mode = own_token_mode
+        self._clients = clients
+        self._admitted: dict[tuple[str | None, str], Heading] = {}
+
+    @property
+    def clients(self) -> ClientTokens | None:
+        """What clients must show."""
+        return self._clients
+
+    def use_clients(self, clients: ClientTokens) -> None:
+        """Replace the tokens; the next request is judged by the new ones."""
+        self._clients = clients
+        self._admitted.clear()
+
+    def heading(self, authorization: str | None, query_text: str) -> "Heading | Answer":
+        """Where the rows would go, or 400, 401 or 403.
+
+        The last good headings are kept: most clients send the same header and query each time. A look-up by Python's
+        keyed string hash tells no more about a token than one by any other keyed hash.
+        """
+        asked = (authorization, query_text)
+        known = self._admitted.get(asked)
+        if known is not None:
+            return known
+        query = parse_query(query_text)
+        key = authorise(self, authorization, query)
+        if isinstance(key, Answer):
+            return key
+        heading = Heading(key, query)
+        if len(query_text) + len(authorization or "") <= _KEPT_MAX_CHARS:
+            if len(self._admitted) >= _KEPT_HEADINGS:
+                self._admitted.clear()
+            self._admitted[asked] = heading
+        return heading
+
+
+class Heading(NamedTuple):
+    """Where the rows of a request go, and what its query says."""
+
+    key: DestinationKey
+    query: EventsQuery
 
 
 def bearer(authorization: str | None) -> str | None:
@@ -78,19 +119,18 @@ class EventsRoute:
         self.gate = gate
         self._availability = availability
         self._honor_wait = honor_wait
-        self._keep_traces = keep_traces
+        self.keep_traces = keep_traces
         self._instance = pipeline.surroundings.upstream.instance
         self._buffer = pipeline.surroundings.buffer
         self._refused = pipeline.surroundings.meters.refused
-        self._taken: Callable[[int, str], Answer] = answers.taken
 
-    def head(self, authorization: str | None, query: EventsQuery, vias: str | None) -> DestinationKey | Answer:
+    def head(self, authorization: str | None, query_text: str, vias: str | None) -> Heading | Answer:
         """Decide what can be decided before the body is read."""
-        found = authorise(self.gate, authorization, query)
+        found = self.gate.heading(authorization, query_text)
         if isinstance(found, Answer):
             self._refused[f"http_{found.status}"] += 1
             return found
-        if query.ack == "disk" and self._buffer.ack != "disk":
+        if found.query.ack == "disk" and self._buffer.ack != "disk":
             self._refused["http_400"] += 1
             return answers.error(400, "ack=disk: this proxy has no disk buffer")
         if vias is not None and self._instance in vias:
@@ -104,15 +144,16 @@ class EventsRoute:
 
     def admit(
         self,
-        key: DestinationKey,
+        heading: Heading,
         rows: Rows,
-        query: EventsQuery,
         *,
         head_at: float,
+        now: float,
         traceparent: str | None,
         vias: str | None,
     ) -> Answer | Waiting:
         """Promise the rows and answer, or say what to wait for."""
+        key, query = heading
         if rows.row_count == 0:
             return self.taken(0, query)
         if self._availability.refusing:
@@ -121,9 +162,10 @@ class EventsRoute:
         offered = self.pipeline.offer(
             key,
             rows,
+            now=now,
             wait=query.wait and self._honor_wait,
             head_at=head_at,
-            traceparent=traceparent if self._keep_traces and is_sampled(traceparent) else None,
+            traceparent=traceparent if is_sampled(traceparent) else None,
             vias=vias,
         )
         if offered is None:
@@ -135,7 +177,7 @@ class EventsRoute:
 
     def taken(self, row_count: int, query: EventsQuery) -> Answer:
         """202, with what holds the rows."""
-        answer = self._taken(row_count, query.ack or self._buffer.ack)
+        answer = answers.taken(row_count, query.ack or self._buffer.ack)
         return answer if query.verify is None else _verified(answer, query.verify)
 
     def heard(self, outcome: Outcome, row_count: int, query: EventsQuery) -> Answer:
@@ -172,4 +214,4 @@ def is_sampled(traceparent: str | None) -> bool:
 
 
 def _verified(answer: Answer, verify: str) -> Answer:
-    return answer._replace(headers=(*answer.headers, ("x-vercel-verify", verify)))
+    return replace(answer, headers=(*answer.headers, ("x-vercel-verify", verify)))

@@ -11,7 +11,6 @@ from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
 from tinybird_proxy.server.http import respond
 from tinybird_proxy.server.passthrough import PassThrough
-from tinybird_proxy.server.query import parse_query
 from tinybird_proxy.server.receive import NoRoomToReceive, Receiver, small_body_at_hand
 from tinybird_proxy.upstream import VIA_HEADER
 
@@ -53,23 +52,27 @@ class PublicHandler:
                 return answers.preflight(headers.get("Access-Control-Request-Headers"))
             return answers.error(405, "this path takes POST", ("Allow", "POST, OPTIONS"))
         head_at = self._now()
-        query = parse_query(query_text)
         vias = headers.get(VIA_HEADER)
-        key = self._route.head(headers.get("Authorization"), query, vias)
-        if isinstance(key, Answer):
-            return key
-        traceparent = headers.get("traceparent")
+        heading = self._route.head(headers.get("Authorization"), query_text, vias)
+        if isinstance(heading, Answer):
+            return heading
+        traceparent = headers.get("traceparent") if self._route.keep_traces else None
+        query = heading.query
         try:
             encoding = headers.get("Content-Encoding")
             body = small_body_at_hand(request) if encoding is None else None
             if body is not None:  # the everyday case: nothing to wait for
                 rows = check(body, document=query.document)
-                admitted = self._route.admit(key, rows, query, head_at=head_at, traceparent=traceparent, vias=vias)
+                admitted = self._route.admit(
+                    heading, rows, head_at=head_at, now=head_at, traceparent=traceparent, vias=vias
+                )
             else:
                 coding = codec.content_encoding(encoding or "")
                 await _answer_expect(request)
                 async with self._receiver.rows(request, coding, document=query.document) as rows:
-                    admitted = self._route.admit(key, rows, query, head_at=head_at, traceparent=traceparent, vias=vias)
+                    admitted = self._route.admit(
+                        heading, rows, head_at=head_at, now=self._now(), traceparent=traceparent, vias=vias
+                    )
         except BodyRefused as refused:
             return self._refuse_body(refused)
         if self._buffer.ack != "memory" and query.ack != "memory":

@@ -50,8 +50,7 @@ def respond(answer: Answer, request: web.BaseRequest) -> web.StreamResponse:
     """An ``Answer`` as it goes over the wire."""
     keep_alive = request.keep_alive and not answer.close
     if request.version == HttpVersion11 and request.method != "HEAD":
-        head = _head(answer.status, answer.headers, len(answer.body), keep_alive, int(time()))
-        return WholeResponse(head + answer.body, keep_alive=keep_alive)
+        return WholeResponse(_wire(answer, keep_alive, int(time())), keep_alive=keep_alive)
     response = web.Response(
         status=answer.status, body=answer.body, headers=CIMultiDict((*answer.headers, SERVER_HEADER))
     )
@@ -61,24 +60,29 @@ def respond(answer: Answer, request: web.BaseRequest) -> web.StreamResponse:
 
 
 @lru_cache(maxsize=256)
-def _head(status: int, headers: tuple[tuple[str, str], ...], length: int, keep_alive: bool, utc_s: int) -> bytes:
-    """Status line and headers; the same for every answer of one kind in one second."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in (*headers, SERVER_HEADER)]
-    if status != 204:
-        lines.append(f"Content-Length: {length}")
+def _wire(answer: Answer, keep_alive: bool, utc_s: int) -> bytes:
+    """The whole answer as bytes; the usual ones are the same object again and again within a second."""
+    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in (*answer.headers, SERVER_HEADER)]
+    if answer.status != 204:
+        lines.append(f"Content-Length: {len(answer.body)}")
     lines.append(f"Date: {formatdate(utc_s, usegmt=True)}")
     if not keep_alive:
         lines.append("Connection: close")
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header of ours holds a line break")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace") + answer.body
 
 
 class Connection(RequestHandler):
     """One client connection."""
 
     __slots__ = ()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Resume if it was paused. aiohttp resumes after every body, which parses nothing once more each time."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def handle_error(
         self,

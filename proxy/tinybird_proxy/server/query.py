@@ -1,8 +1,9 @@
 """The query of an events request, parsed once for each spelling of it. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -17,14 +18,14 @@ _VERIFY: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 class EventsQuery:
     """What the proxy reads of a query; everything else is ignored.
 
-    ``params`` are those that begin with ``__tb_``, sorted: they belong to the batch key. ``problem`` says why the
-    query cannot be used. ``verify`` is echoed as the header ``x-vercel-verify``, as Tinybird does for Vercel.
+    ``params`` are those that begin with ``__tb_``, sorted by name: they belong to the batch key. ``problem`` says why
+    the query cannot be used. ``verify`` is echoed as the header ``x-vercel-verify``, as Tinybird does for Vercel.
     """
 
     name: str = ""
     wait: bool = False
     document: bool = False
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     params: tuple[tuple[str, str], ...] = ()
     ack: str | None = None
     verify: str | None = None
@@ -38,8 +39,9 @@ def parse_query(query: str) -> EventsQuery:
 
 def _parse(query: str) -> EventsQuery:
     try:
+        query.encode()  # raw bytes that are not UTF-8 arrive as lone surrogates
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
-    except UnicodeDecodeError:
+    except UnicodeError:
         return EventsQuery(problem="the query is not valid UTF-8")
     except ValueError:
         return EventsQuery(problem=f"the query has more than {_FIELDS_MAX} parameters")
@@ -59,7 +61,7 @@ def _parse(query: str) -> EventsQuery:
         wait=last.get("wait", "").lower() in _TRUE,
         document=last.get("format", "").lower() == "json",
         token=last.get("token") or None,
-        params=tuple(sorted(pair for pair in pairs if pair[0].startswith("__tb_"))),
+        params=tuple(sorted((pair for pair in pairs if pair[0].startswith("__tb_")), key=itemgetter(0))),
         ack=ack,
         verify=verify if verify is not None and _VERIFY.fullmatch(verify) else None,
         problem=problem,

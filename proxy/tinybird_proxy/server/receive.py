@@ -128,10 +128,10 @@ class Receiver:
 
 def small_body_at_hand(request: web.BaseRequest) -> bytes | None:
     """The body if it is here already and so short that it cannot be more than one piece; else None."""
-    length = request.content_length
-    if length is None or length > rows.PIECE_LINES or not request.content.is_eof():
+    content = request.content
+    if not content.is_eof() or content.total_bytes > rows.PIECE_LINES:
         return None
-    return request.content.read_nowait()
+    return content.read_nowait()
 
 
 class _Reservation:

@@ -3,6 +3,7 @@
 Fields ride in ``extra={"fields": {...}}``. Rows and tokens never do.
 """
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -42,7 +43,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             entry["exception"] = _where(record)
-        return msgspec.json.encode(entry, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(entry, enc_hook=str).decode()
+        except UnicodeEncodeError:  # a path of ours that is not UTF-8
+            return json.dumps(entry, default=str)
 
 
 class ConsoleFormatter(logging.Formatter):

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tinybird_proxy.config import OPTIONS
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 8.0
 _LINES_KEPT = 200
 _LINE_BYTES_MAX = 1024 * 1024
 # What belongs to another proxy, or would lead the traffic of a demo away from this machine.

@@ -47,8 +47,6 @@ class Outcome:
     def _objection(self) -> str | None:
         """Why it may not be said that every accepted row arrived exactly once."""
         promised, arrived, ledger = self.tally.promised, self.arrived, self.ledger
-        if self.proxy_status is None or ledger is None:
-            return "The proxy did not end as it should, so nobody can say what became of the rows."
         if arrived is None:
             return "The emulator could not be asked what arrived, so nobody can say what became of the rows."
         if promised == 0:
@@ -57,10 +55,12 @@ class Outcome:
             return f"{promised - arrived.promised_count:,} of the {promised:,} accepted rows did NOT arrive."
         if arrived.row_count != arrived.distinct_count:
             return f"{arrived.row_count - arrived.distinct_count:,} rows arrived MORE THAN ONCE."
-        if self.proxy_status != 0:
-            return f"The proxy ended with status {self.proxy_status}, which says that something was wrong."
+        if ledger is None:
+            return "All accepted rows arrived, but the proxy ended without its ledger."
         if ledger.delivered != arrived.row_count or ledger.accepted != ledger.delivered or ledger.buffered != 0:
             return "All accepted rows arrived, but the proxy's ledger says something else."
+        if self.proxy_status != 0:
+            return f"All accepted rows arrived, but the proxy ended with status {self.proxy_status}."
         return None
 
     def table(self) -> list[tuple[str, str, str]]:

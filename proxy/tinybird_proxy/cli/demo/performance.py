@@ -162,8 +162,8 @@ class _Performance:
                 waiting = group.create_task(self.client.post_and_wait())
                 await self._first_of(*ends, self.wishes.stop, timeout_s=self.seconds)
                 playing.cancel()
-                self._say("The client stops; SIGTERM to the proxy, which delivers what it still has.")
                 self.client.stop()
+                self._say(self._why_it_ends(*ends))
                 await self._first_of(posting, self.wishes.stop_now)
                 posting.cancel()
                 with suppress(EmulatorUnreachable):
@@ -183,6 +183,14 @@ class _Performance:
             proxy_status=self.proxy.exit_status,
             arrived=arrived,
         )
+
+    @staticmethod
+    def _why_it_ends(proxy_end: asyncio.Task[None], emulator_end: asyncio.Task[None]) -> str:
+        if proxy_end.done():
+            return "The proxy has ended, although nobody told it to."
+        if emulator_end.done():
+            return "The emulator has ended, although nobody told it to; the proxy has SIGTERM."
+        return "The client stopped; the proxy has SIGTERM."
 
     def _children(self) -> tuple[tuple[Child, Callable[[str], object]], ...]:
         return (self.proxy, self.log.heed), (self.emulator, lambda line: None)

@@ -7,7 +7,7 @@ import msgspec
 
 from tinybird_proxy.cli.demo.figures import LedgerStatus
 
-_LINES_SHOWN = 4
+_LINES_SHOWN = 3
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -39,7 +39,5 @@ def words(outage: Outage | None, at_s: float) -> str:
     if outage is None:
         return "The emulator answers every request again."
     if at_s < outage.begins_s:
-        lasts_s = outage.ends_s - outage.begins_s
-        return f"In {outage.begins_s - at_s:.0f} s the demo makes the emulator answer 503, for {lasts_s:.0f} s."
-    left_s = max(0.0, outage.ends_s - at_s)
-    return f"The emulator now answers 503, because the demo told it to, for another {left_s:.0f} s."
+        return f"In {outage.begins_s - at_s:.0f} s the emulator will answer 503."
+    return f"The emulator now answers 503, for another {max(0.0, outage.ends_s - at_s):.0f} s."

@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tinybird_proxy import health
 from tinybird_proxy.cli.demo.figures import History, Status, Tally, sparkline
 from tinybird_proxy.cli.demo.outcome import Outcome
 
@@ -20,6 +21,7 @@ _DRAW_EVERY_S = 0.25
 _PRINT_EVERY_S = 2.0
 _PANEL_WIDTH = 26
 _CURVE_WIDTH = _PANEL_WIDTH - 4
+_ALL_IS_WELL = health.overall([], phase="running", utilisation=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class Screen:
     def show(self, view: View) -> None:
         """Draw ``view``, or print its line."""
         if self._live is not None:
-            self._live.update(_picture(view), refresh=True)
+            self._live.update(picture(view), refresh=True)
         else:
             self.say(plain_line(view))
 
@@ -105,24 +107,36 @@ def plain_line(view: View) -> str:
     return "; ".join(parts)
 
 
-def _picture(view: View) -> RenderableType:
+def picture(view: View) -> RenderableType:
+    """Fits 80 columns and 24 lines."""
     title = Text("tinybird-proxy demo", style="bold")
     until = "" if view.seconds is None else f" of {view.seconds:.0f} s"
-    title.append(f"   {view.elapsed_s:.0f} s{until}", style="dim")
-    proxy_words = Group(*(Text(words) for words in (view.status.words if view.status else ("Starting.",))))
+    title.append(f"   {view.elapsed_s:.0f} s{until}   {view.scene}", style="not bold yellow")
     return Group(
         title,
         Columns([_client_panel(view), _proxy_panel(view), _tinybird_panel(view)], padding=(0, 0)),
         _became(view),
-        Panel(proxy_words, title="The proxy says", title_align="left", height=6),
-        Panel(Text("\n".join(view.said), style="dim", no_wrap=True), title="and logs", title_align="left", height=6),
-        Text(view.scene, style="yellow"),
+        Panel(_proxy_words(view), title="The proxy says", title_align="left", height=6),
+        Panel(
+            Text("\n".join(view.said), style="dim", no_wrap=True, overflow="ellipsis"),
+            title="and logs",
+            title_align="left",
+            height=5,
+        ),
         Text(
-            f"The emulator answers wait=true after {view.wait_delay_s:g} s; Tinybird takes about 4 s."
-            " Ctrl-C: drain and prove.",
+            f"The emulator answers wait=true after {view.wait_delay_s:g} s; Tinybird takes about 4 s. Ctrl-C ends.",
             style="dim",
+            no_wrap=True,
         ),
     )
+
+
+def _proxy_words(view: View) -> RenderableType:
+    if view.status is None:
+        return Text("It has not been asked yet.", style="dim")
+    overall, *each = view.status.words
+    style = "bold green" if overall == _ALL_IS_WELL else "bold yellow"
+    return Group(Text(overall, style=style), *(Text(words) for words in each))
 
 
 def _client_panel(view: View) -> Panel:
@@ -173,7 +187,8 @@ def _tinybird_panel(view: View) -> Panel:
         {
             "rows delivered": f"{status.ledger.delivered:,}",
             "requests": f"{status.upstream_request_count:,}",
-            **dict(list(replies.items())[:4]),
+            "wait=true takes": f"{view.wait_delay_s:g} s",
+            **dict(list(replies.items())[:3]),
         },
         view.history.delivered_per_s(),
     )

@@ -1,0 +1,106 @@
+"""One attempt: which token, which span, what Tinybird said. It decides nothing about the batch."""
+
+from tinybird_proxy.batch import DestinationKey, FrozenBatch
+from tinybird_proxy.destination.surroundings import Surroundings
+from tinybird_proxy.errors import ConnectFailed, ResponseTimeout, UpstreamError
+from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.tokens import Secret
+from tinybird_proxy.verdict import Reply
+
+_log = get_logger("upstream")
+
+
+class NoToken(Exception):
+    """The file that Tinybird's token comes from is not there yet."""
+
+
+class Attempts:
+    """Sends batches of one destination, with our token or the client's."""
+
+    def __init__(self, key: DestinationKey, surroundings: Surroundings) -> None:
+        self._key = key
+        self._s = surroundings
+
+    async def send(self, batch: FrozenBatch) -> Reply:
+        """Make one attempt, or two: a changed token that is refused is followed by the one before it, at once.
+
+        Raises ``UpstreamError`` or ``NoToken``.
+        """
+        if batch.payload is None:
+            batch.payload = await self._s.compress(batch.bodies)
+            batch.bodies = []
+        own = self._s.own_token
+        if self._key.token is not None:
+            return await self._request(batch, self._key.token)
+        secret = own.choose(self._utc_s()) if own is not None else None
+        if own is None or secret is None:
+            raise NoToken
+        reply = await self._request(batch, secret.value)
+        if reply.status in (401, 403):
+            own.denied(secret, self._utc_s())
+            if secret is own.candidate and own.current is not None:
+                return await self._with_the_token_before(batch, secret, own.current)
+        self._note_accepted(secret, reply)
+        return reply
+
+    async def _with_the_token_before(self, batch: FrozenBatch, candidate: Secret, current: Secret) -> Reply:
+        reply = await self._request(batch, current.value)
+        own = self._s.own_token
+        if own is not None and 200 <= reply.status < 300:
+            own.reject_candidate(candidate, self._utc_s())
+            # Nothing was lost, but somebody changed a token and must hear that it is not in use.
+            _log.warning(
+                "Tinybird refuses the changed token; the one before it stays in use",
+                extra=fields(rejected=candidate.hash, in_use=current.hash, data_source=self._key.name),
+            )
+        self._note_accepted(current, reply)
+        return reply
+
+    def _note_accepted(self, secret: Secret, reply: Reply) -> None:
+        own = self._s.own_token
+        if own is None or not 200 <= reply.status < 300:
+            return
+        if secret is own.candidate:
+            _log.info("the changed token is in use", extra=fields(token=secret.hash))
+        own.accepted(secret, self._utc_s())
+
+    async def _request(self, batch: FrozenBatch, token: str) -> Reply:
+        """Send ``batch`` once, inside a client span."""
+        began_at = self._s.now()
+        batch.attempts += 1
+        wait = self._s.upstream_wait or any(ticket.open for ticket, _ in batch.tickets)
+        url = self._s.upstream.url(self._key, wait=wait)
+        if batch.span is None:
+            batch.span = self._s.tracer.flush(batch, oldest_age_s=began_at - batch.oldest_at)
+        span = batch.span.attempt(url, batch.attempts)
+        assert batch.payload is not None  # noqa: S101 - ``send`` made it
+        status: int | None = None
+        problem = "cancelled"
+        try:
+            reply = await self._s.upstream.send(
+                url,
+                batch.payload,
+                token=token,
+                batch_id=batch.id,
+                vias=batch.vias,
+                traceparent=span.traceparent,
+            )
+            status = reply.status
+        except UpstreamError as error:
+            problem = _label(error)
+            raise
+        finally:
+            meters = self._s.meters
+            meters.upstream_replies[problem if status is None else str(status)] += 1
+            meters.upstream_seconds.observe(self._s.now() - began_at)
+            span.end(status=status, error_type=problem if status is None else None)
+        return reply
+
+    def _utc_s(self) -> float:
+        return self._s.utc_now().timestamp()
+
+
+def _label(error: UpstreamError) -> str:
+    if isinstance(error, ConnectFailed):
+        return "connect_failed"
+    return "timeout" if isinstance(error, ResponseTimeout) else "broken"

@@ -1,0 +1,65 @@
+"""What the log says of one destination: when trouble begins and ends, what went wrong with rows; not each time."""
+
+import math
+
+from tinybird_proxy.batch import FrozenBatch
+from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.verdict import Settled
+
+LOG_INTERVAL_S = 10.0
+_log = get_logger("destination")
+
+
+class Chronicle:
+    """Remembers what was said already. ``trouble_since`` is None while rows flow."""
+
+    def __init__(self, data_source: str) -> None:
+        self._data_source = data_source
+        self._held = False
+        self._quarantined_untold = 0
+        self._quarantine_told_at = -math.inf
+        self.trouble_since: float | None = None
+
+    def trouble(self, reason: str, now: float, batch: FrozenBatch, buffered_rows: int, *, held: bool) -> None:
+        """An attempt failed."""
+        if self.trouble_since is None or (held and not self._held):
+            _log.warning(
+                "a destination is held: its rows are kept and probed each minute"
+                if held
+                else "a destination is not delivering; its rows are kept and sent again",
+                extra=fields(data_source=self._data_source, reason=reason, rows=buffered_rows, batch=batch.id),
+            )
+        self._held = held
+        if self.trouble_since is None:
+            self.trouble_since = now
+
+    def flows_again(self, now: float) -> None:
+        """Rows are delivered."""
+        if self.trouble_since is not None:
+            _log.info(
+                "a destination delivers again",
+                extra=fields(data_source=self._data_source, after_s=round(now - self.trouble_since, 1)),
+            )
+            self.trouble_since = None
+            self._held = False
+
+    def settled(self, outcome: Settled, batch: FrozenBatch, now: float) -> None:
+        """Tinybird answered for a batch."""
+        if outcome.mismatch:
+            _log.error(
+                "Tinybird's counts do not add up to the rows sent; the difference is counted as unverified",
+                extra=fields(
+                    data_source=self._data_source,
+                    rows=batch.row_count,
+                    unverified=outcome.unverified,
+                    batch=batch.id,
+                ),
+            )
+        self._quarantined_untold += outcome.quarantined
+        if self._quarantined_untold and now - self._quarantine_told_at >= LOG_INTERVAL_S:
+            _log.warning(
+                "Tinybird put rows into quarantine: they do not fit the data source's schema",
+                extra=fields(data_source=self._data_source, rows=self._quarantined_untold, batch=batch.id),
+            )
+            self._quarantined_untold = 0
+            self._quarantine_told_at = now

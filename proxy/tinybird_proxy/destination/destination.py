@@ -1,0 +1,362 @@
+"""One destination at work: carries out what ``batch``, ``pacing`` and ``verdict`` answer.
+
+Items come in through ``put`` (synchronous, on the request's path); ``run`` is the task that freezes, sends and
+settles. Nothing that one destination does waits for another.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from tinybird_proxy.batch import DestinationKey, FrozenBatch, Trigger
+from tinybird_proxy.destination.attempts import Attempts, NoToken
+from tinybird_proxy.destination.chronicle import Chronicle
+from tinybird_proxy.destination.queue import BatchQueue
+from tinybird_proxy.destination.surroundings import Surroundings
+from tinybird_proxy.errors import UpstreamError
+from tinybird_proxy.health import DestinationFacts
+from tinybird_proxy.ledger import DropReason, Ledger
+from tinybird_proxy.pacing import Pacing, State
+from tinybird_proxy.rows import Rows
+from tinybird_proxy.telemetry.logs import get_logger
+from tinybird_proxy.ticket import Buffered, Dropped, NotTaken, Ticket
+from tinybird_proxy.tokens import fingerprint
+from tinybird_proxy.verdict import Again, Decision, Denied, Held, Settled, judge, judge_failure
+
+REFUSAL_S = 60.0
+# A timer may fire before its time by the clock's resolution: better a little late than a turn too many.
+_TIMER_SLACK_S = 0.001
+_log = get_logger("destination")
+
+
+@dataclass(slots=True)
+class Contact:
+    """The first item of a destination, on its way to Tinybird before anybody promised anything."""
+
+    batches: list[FrozenBatch]
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """Requests are answered with ``status`` until ``until``: Tinybird said so, and nothing of ours can change it."""
+
+    status: int
+    message: str
+    until: float
+
+
+class Destination:
+    """Queue, pacing and ledger of one destination."""
+
+    def __init__(self, key: DestinationKey, surroundings: Surroundings) -> None:
+        now = surroundings.now()
+        self.key = key
+        self.ledger = Ledger()
+        self.pacing = Pacing(surroundings.pacing, jitter=surroundings.jitter, now=now)
+        self.refusing: Refusing | None = None
+        self.used_at = now
+        self._s = surroundings
+        self._queue = BatchQueue(key, surroundings.limits, surroundings.next_batch_id)
+        self._attempts = Attempts(key, surroundings)
+        self._chronicle = Chronicle(key.name)
+        self._contact: Contact | None = None
+        self._wake = asyncio.Event()
+        self._draining = False
+
+    # What the request's path asks and does: plain and synchronous.
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether this is a client's own token that Tinybird has not accepted here yet."""
+        return self.key.token is not None and not self.pacing.confirmed
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held, so that the destination may be forgotten."""
+        return self._queue.empty
+
+    @property
+    def wants_contact(self) -> bool:
+        """Whether the next item should go out at once, to learn whether token and data source are good."""
+        return not self.pacing.confirmed and self.pacing.state in (State.NEW, State.HELD) and self.idle
+
+    def refusal(self, now: float) -> Refusing | None:
+        """What the next request is refused with, if it is."""
+        if self.refusing is not None and (now < self.refusing.until or not self.idle):
+            return self.refusing
+        return None
+
+    def next_attempt_in(self, now: float) -> float:
+        """Seconds until something may be sent, as far as pauses decide."""
+        return max(0.0, self.pacing.paused_until - now)
+
+    def put(self, rows: Rows, now: float, ticket: Ticket | None, traceparent: str | None, vias: str | None) -> None:
+        """Take an accepted item: it is promised from here on."""
+        self.ledger.accepted += rows.row_count
+        self.used_at = now
+        if self._queue.add(rows, now, ticket, traceparent, vias):
+            self._wake.set()
+
+    def put_contact(self, rows: Rows, now: float, ticket: Ticket, traceparent: str | None, vias: str | None) -> None:
+        """Send an item at once that nobody has promised anything about yet. ``keep_contact`` makes it a promise."""
+        self._queue.add_apart(rows, now, ticket, traceparent, vias)
+        self._contact = Contact(self._queue.frozen(), ticket)
+        self.refusing = None
+        self.used_at = now
+        self.pacing.probe_now(now)
+        self._wake.set()
+
+    def keep_contact(self, ticket: Ticket) -> None:
+        """Promise the first item after all: no verdict came in time, or none that refuses it."""
+        if self._contact is not None and self._contact.ticket is ticket:
+            contact, self._contact = self._contact, None
+            for batch in contact.batches:
+                batch.promised = True
+                self.ledger.accepted += batch.row_count
+
+    # What the pipeline asks for.
+
+    def probe_now(self) -> None:
+        """A token or a wish changed: try at once."""
+        self.pacing.probe_now(self._s.now())
+        self.refusing = None
+        self._wake.set()
+
+    def drain(self, now: float, deadline: float) -> None:
+        """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""
+        self._draining = True
+        self.pacing.drain(now, deadline)
+        if self._queue.open is not None:
+            self._queue.freeze_open(Trigger.DRAIN, now)
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """The process stops: count what is still here as lost, by reason, and tell who waits."""
+        now = self._s.now()
+        if self._queue.open is not None:
+            self._queue.freeze_open(Trigger.DRAIN, now)
+        for batch in self._queue.frozen():
+            in_doubt = batch.ambiguous or batch.id in self._queue.in_flight
+            if batch.promised:
+                self.ledger.drop(DropReason.IN_DOUBT if in_doubt else DropReason.SHUTDOWN, batch.row_count)
+            for ticket, _ in batch.tickets:
+                ticket.resolve(Dropped())
+            self._let_go(batch, "in_doubt" if in_doubt else "dropped")
+        self._contact = None
+
+    def recover_in_flight(self) -> None:
+        """After the task died: what was in flight goes back, its outcome unknown."""
+        for batch in list(self._queue.in_flight.values()):
+            self._mark_ambiguous(batch)
+            self._put_back(batch)
+
+    # The task.
+
+    async def run(self) -> None:
+        """Freeze what is due, send what may be sent, sleep until something can happen. Runs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                delay_s = self._turn(group)
+                try:
+                    async with asyncio.timeout(delay_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    def _turn(self, group: asyncio.TaskGroup) -> float | None:
+        """Begin what may begin now; return the seconds until the next turn, None if only an event can bring it."""
+        now, queue = self._s.now(), self._queue
+        trigger = Trigger.DRAIN if self._draining else Trigger.INTERVAL
+        while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
+            batch = queue.next_due(now, trigger)
+            if batch is None:
+                break
+            self.pacing.begin(now)
+            queue.begin(batch)
+            group.create_task(self._attempt(batch, now))
+        for batch in queue.take_fresh():
+            self._s.buffer.freeze(batch)
+            self._s.meters.batches[batch.trigger] += 1
+            if batch.id not in queue.in_flight:
+                group.create_task(self._compress(batch))
+        ready_at = self.pacing.ready_at(now, len(queue.in_flight))
+        if queue.waiting:
+            due_at = ready_at
+        elif queue.open is not None:
+            due_at = max(ready_at, queue.due_at())
+        else:
+            return None
+        return None if math.isinf(due_at) else max(0.0, due_at - now) + _TIMER_SLACK_S
+
+    async def _compress(self, batch: FrozenBatch) -> None:
+        """Make the payload before it can be sent: a waiting batch is kept compressed."""
+        try:
+            payload = await self._s.compress(batch.bodies)
+        except Exception:  # noqa: BLE001 - the attempt tries again; nothing may kill the destination's task
+            self._s.meters.internal_errors += 1
+            _log.warning("a batch could not be compressed; it stays as it is", exc_info=True)
+            return
+        if batch.payload is None:
+            batch.payload, batch.bodies = payload, []
+
+    async def _attempt(self, batch: FrozenBatch, started_at: float) -> None:
+        """One request with ``batch``, and what follows from it."""
+        decision: Decision
+        try:
+            reply = await self._attempts.send(batch)
+            upstream = self._s.upstream
+            decision = judge(reply, batch.row_count, counts_seen=upstream.counts_seen, now_utc=self._s.utc_now())
+        except UpstreamError as error:
+            decision = judge_failure(error)
+        except NoToken:
+            decision = Held("the file of TINYBIRD_TOKEN_FILE is not there yet")
+        except Exception as error:  # noqa: BLE001 - whatever broke, the batch must go back
+            self._s.meters.internal_errors += 1
+            _log.warning("an attempt broke inside the proxy; the batch is kept", exc_info=True)
+            decision = Again(f"an error inside the proxy ({type(error).__name__})", ambiguous=True)
+        await self._carry_out(decision, batch, started_at)
+        self._wake.set()
+
+    async def _carry_out(self, decision: Decision, batch: FrozenBatch, started_at: float) -> None:
+        now = self._s.now()
+        match decision:
+            case Settled():
+                await self._s.buffer.record_outcome(batch)
+                self._settle(decision, batch, started_at, now)
+            case Again():
+                self._chronicle.trouble(decision.reason, now, batch, self.buffered_rows(), held=False)
+                if decision.ambiguous:
+                    self._mark_ambiguous(batch)
+                if decision.throttled:
+                    self.pacing.throttled(now, started_at, decision.retry_after_s, decision.reason)
+                else:
+                    self.pacing.failed(now, started_at, decision.reason)
+                self._put_back(batch)
+                if self.next_attempt_in(now) > self._s.wait_timeout_s:
+                    self._stop_waiting()
+            case Held():
+                if decision.ambiguous:
+                    self._mark_ambiguous(batch)
+                self._hold(decision.reason, batch, now)
+            case Denied():
+                if not self.pacing.confirmed and (self.key.token is not None or decision.status == 404):
+                    self._refuse(decision, batch, now)
+                else:
+                    self._hold(decision.reason, batch, now)
+
+    def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
+        """Ledger, tickets, metrics, span, and only then the buffer forgets."""
+        if not batch.promised and self._contact is not None:
+            self.keep_contact(self._contact.ticket)
+        if not outcome.unverified:
+            self._s.upstream.counts_seen = True
+        self.ledger.delivered += outcome.delivered
+        self.ledger.quarantined += outcome.quarantined
+        self.ledger.unverified += outcome.unverified
+        for ticket, row_count in batch.tickets:
+            if outcome.unverified:
+                ticket.resolve(Buffered())
+            else:
+                ticket.part_settled(row_count, batch.row_count, outcome.quarantined)
+        self._count_settled(batch, now)
+        was_unconfirmed = self.unconfirmed
+        self._let_go(batch, "unverified" if outcome.unverified else "delivered")
+        self.pacing.succeeded(started_at)
+        self.refusing = None
+        if was_unconfirmed:
+            self._s.buffer.confirm(*self._queue.held())
+        if self.pacing.state is State.DELIVERING:
+            self._chronicle.flows_again(now)
+        self._chronicle.settled(outcome, batch, now)
+        self._s.after_settling()
+
+    def _count_settled(self, batch: FrozenBatch, now: float) -> None:
+        meters = self._s.meters
+        meters.delivered_rate.add(batch.row_count, now)
+        meters.delivery_seconds.observe(now - batch.oldest_at)
+        meters.sent_batches += 1
+        meters.sent_raw_bytes += batch.size_bytes
+        meters.sent_wire_bytes += len(batch.payload.body) if batch.payload is not None else 0
+
+    def _hold(self, reason: str, batch: FrozenBatch, now: float) -> None:
+        self._chronicle.trouble(reason, now, batch, self.buffered_rows(), held=True)
+        self.pacing.hold(now, reason)
+        self._put_back(batch)
+        self._stop_waiting()
+
+    def _refuse(self, denied: Denied, batch: FrozenBatch, now: float) -> None:
+        """Never confirmed, and Tinybird says no: clients hear it; what was promised before is kept and probed."""
+        self.refusing = Refusing(denied.status, denied.message or denied.reason, now + REFUSAL_S)
+        self._hold(denied.reason, batch, now)
+        contact, self._contact = self._contact, None
+        if contact is None:
+            return
+        for mine in contact.batches:
+            self._let_go(mine, "not_taken")
+        contact.ticket.resolve(NotTaken(denied.status, self.refusing.message))
+        self._s.after_settling()
+
+    def _put_back(self, batch: FrozenBatch) -> None:
+        """Back to the others; what was only a first contact becomes a promise, unless it is being refused."""
+        self._queue.put_back(batch)
+        if not batch.promised and self._contact is not None and self.refusing is None:
+            ticket = self._contact.ticket
+            self.keep_contact(ticket)
+            if ticket.contact_only:
+                ticket.resolve(Buffered())
+
+    def _let_go(self, batch: FrozenBatch, verdict: str) -> None:
+        """The end of ``batch``: its span, then the buffer forgets it."""
+        if batch.span is not None:
+            batch.span.end(verdict=verdict, attempts=batch.attempts)
+        self._queue.take_out(batch)
+        self._s.buffer.release(batch, unconfirmed=self.unconfirmed)
+
+    def _stop_waiting(self) -> None:
+        """Nobody should wait for what will not come soon: 202, the rows stay."""
+        for ticket in self._queue.tickets():
+            ticket.resolve(Buffered())
+
+    def _mark_ambiguous(self, batch: FrozenBatch) -> None:
+        if not batch.ambiguous:
+            batch.ambiguous = True
+            self.ledger.ambiguous += batch.row_count
+
+    # What others want to know.
+
+    def buffered_rows(self) -> int:
+        """Promised rows that are really here: counted from the batches, not from the ledger."""
+        return self._queue.promised_rows()
+
+    def oldest_at(self) -> float | None:
+        """When the oldest row here came in."""
+        return self._queue.oldest_at()
+
+    def facts(self) -> DestinationFacts:
+        """How this destination stands, for ``/status`` and the metrics."""
+        now, queue, pacing = self._s.now(), self._queue, self.pacing
+        rows = self.buffered_rows()
+        oldest_at = self.oldest_at()
+        since = self._chronicle.trouble_since
+        pause_s = pacing.paused_until - now
+        return DestinationFacts(
+            data_source=self.key.name,
+            params=dict(self.key.params),
+            token_hash=None if self.key.token is None else fingerprint(self.key.token),
+            state=pacing.state,
+            reason=pacing.reason,
+            confirmed=pacing.confirmed,
+            buffered_rows=rows,
+            buffered_bytes=queue.held()[1],
+            held_bytes=queue.memory_bytes(),
+            oldest_age_s=None if oldest_at is None else now - oldest_at,
+            in_flight=len(queue.in_flight),
+            places=pacing.places,
+            batches_waiting=len(queue.waiting),
+            next_attempt_in_s=None if queue.in_flight or math.isinf(pause_s) else max(0.0, pause_s),
+            not_delivering_for_s=None if since is None else now - since,
+            refusing=None if self.refusing is None else self.refusing.status,
+            ledger=self.ledger.as_dict(rows),
+        )

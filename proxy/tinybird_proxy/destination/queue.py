@@ -1,0 +1,158 @@
+"""The batches of one destination: one open, some waiting, some in flight. Plain code without a clock or a socket.
+
+A batch is always in exactly one of the three places; only ``take_out`` and ``take_all`` remove it.
+"""
+
+import bisect
+from collections.abc import Callable
+
+from tinybird_proxy.batch import BatchLimits, DestinationKey, FrozenBatch, OpenBatch, Trigger, freeze
+from tinybird_proxy.rows import Rows, cut
+from tinybird_proxy.ticket import Ticket
+
+
+class BatchQueue:
+    """Gathers items into batches and keeps the batches until they settle. Times are the caller's clock in seconds."""
+
+    def __init__(self, key: DestinationKey, limits: BatchLimits, next_batch_id: Callable[[], str]) -> None:
+        self._key = key
+        self._limits = limits
+        self._next_batch_id = next_batch_id
+        self.open: OpenBatch | None = None
+        self.waiting: list[FrozenBatch] = []  # oldest first
+        self.in_flight: dict[str, FrozenBatch] = {}
+        self._fresh: list[FrozenBatch] = []  # frozen since ``take_fresh`` was last called
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is here."""
+        return self.open is None and not self.waiting and not self.in_flight
+
+    def add(self, rows: Rows, now: float, ticket: Ticket | None, traceparent: str | None, vias: str | None) -> bool:
+        """Add an item; return whether there is something new to wait for: a batch was opened or frozen."""
+        limits = self._limits
+        if rows.row_count > limits.max_rows or len(rows.body) > limits.max_bytes:
+            for part in self._cut(rows, ticket):
+                self._add_part(part, now, ticket, traceparent, vias)
+            return True
+        return self._add_part(rows, now, ticket, traceparent, vias)
+
+    def add_apart(self, rows: Rows, now: float, ticket: Ticket, traceparent: str | None, vias: str | None) -> None:
+        """Freeze an item at once, in batches of its own that nothing was promised about yet. ``open`` must be None."""
+        for part in self._cut(rows, ticket):
+            self.open = OpenBatch(now)
+            _join(self.open, part, now, ticket, traceparent, vias)
+            self.freeze_open(Trigger.FIRST_CONTACT, now).promised = False
+
+    def freeze_open(self, trigger: Trigger, now: float) -> FrozenBatch:
+        """Fix the open batch, which must be there, and let it wait."""
+        assert self.open is not None  # noqa: S101 - callers look first
+        batch = freeze(self.open, batch_id=self._next_batch_id(), key=self._key, trigger=trigger, now=now)
+        self.open = None
+        self.waiting.append(batch)
+        self._fresh.append(batch)
+        return batch
+
+    def take_fresh(self) -> list[FrozenBatch]:
+        """Batches frozen since the last call, still here or not."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def next_due(self, now: float, trigger: Trigger) -> FrozenBatch | None:
+        """The oldest waiting batch, or the open one if it is due, frozen with ``trigger``. It stays waiting."""
+        if not self.waiting and self.open is not None and now >= self.due_at():
+            self.freeze_open(trigger, now)
+        return self.waiting[0] if self.waiting else None
+
+    def due_at(self) -> float:
+        """When the open batch, which must be there, has waited for company long enough."""
+        assert self.open is not None  # noqa: S101 - callers look first
+        return self.open.opened_at + self._limits.flush_interval_s
+
+    def begin(self, batch: FrozenBatch) -> None:
+        """``batch``, waiting, goes in flight."""
+        self.waiting.remove(batch)
+        self.in_flight[batch.id] = batch
+
+    def put_back(self, batch: FrozenBatch) -> None:
+        """``batch``, in flight, waits again, the oldest first."""
+        if self.in_flight.pop(batch.id, None) is not None:
+            bisect.insort(self.waiting, batch, key=lambda other: other.frozen_at)
+
+    def take_out(self, batch: FrozenBatch) -> None:
+        """``batch`` leaves: it settled, or nothing was taken."""
+        if self.in_flight.pop(batch.id, None) is None:
+            self.waiting.remove(batch)
+
+    def frozen(self) -> list[FrozenBatch]:
+        """Every frozen batch."""
+        return [*self.waiting, *self.in_flight.values()]
+
+    def promised_rows(self) -> int:
+        """Rows here that a client was told are taken: counted from the batches, not from any ledger."""
+        frozen = sum(batch.row_count for batch in self.frozen() if batch.promised)
+        return frozen + (self.open.row_count if self.open is not None else 0)
+
+    def held(self) -> tuple[int, int]:
+        """Rows and bytes (before compression) that count towards the buffer's occupancy."""
+        rows = sum(batch.row_count for batch in self.frozen())
+        size_bytes = sum(batch.size_bytes for batch in self.frozen())
+        if self.open is not None:
+            rows += self.open.row_count
+            size_bytes += self.open.size_bytes
+        return rows, size_bytes
+
+    def memory_bytes(self) -> int:
+        """Bytes that the rows take: those of a compressed batch are its payload's."""
+        frozen = sum(batch.size_bytes if batch.payload is None else len(batch.payload.body) for batch in self.frozen())
+        return frozen + (self.open.size_bytes if self.open is not None else 0)
+
+    def oldest_at(self) -> float | None:
+        """When the oldest row here came in."""
+        times = [batch.oldest_at for batch in self.frozen()]
+        if self.open is not None:
+            times.append(self.open.opened_at)
+        return min(times, default=None)
+
+    def tickets(self) -> list[Ticket]:
+        """Everybody who waits for a promised row here that is not in flight."""
+        pairs = [pair for batch in self.waiting if batch.promised for pair in batch.tickets]
+        return [ticket for ticket, _ in pairs + (self.open.tickets if self.open is not None else [])]
+
+    def _add_part(
+        self, rows: Rows, now: float, ticket: Ticket | None, traceparent: str | None, vias: str | None
+    ) -> bool:
+        limits = self._limits
+        batch = self.open
+        if batch is not None and (trigger := batch.would_exceed(rows, limits)) is not None:
+            self.freeze_open(trigger, now)
+            batch = None
+        news = batch is None
+        if batch is None:
+            batch = self.open = OpenBatch(now)
+        if ticket is None and traceparent is None and vias is None:
+            batch.add(rows, now)
+        else:
+            _join(batch, rows, now, ticket, traceparent, vias)
+        if batch.row_count >= limits.max_rows or batch.size_bytes >= limits.max_bytes:
+            self.freeze_open(Trigger.ROWS if batch.row_count >= limits.max_rows else Trigger.BYTES, now)
+            return True
+        return news
+
+    def _cut(self, rows: Rows, ticket: Ticket | None) -> list[Rows]:
+        parts = list(cut(rows, max_rows=self._limits.max_rows, max_bytes=self._limits.max_bytes))
+        if ticket is not None:
+            ticket.parts = len(parts)
+        return parts
+
+
+def _join(
+    batch: OpenBatch, rows: Rows, now: float, ticket: Ticket | None, traceparent: str | None, vias: str | None
+) -> None:
+    batch.add(rows, now)
+    if ticket is not None:
+        batch.tickets.append((ticket, rows.row_count))
+    if traceparent is not None:
+        batch.link(traceparent)
+    if vias is not None:
+        batch.came_via(vias)

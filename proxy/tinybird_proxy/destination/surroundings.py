@@ -1,0 +1,39 @@
+"""What every destination works with."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tinybird_proxy.batch import BatchLimits, Payload
+from tinybird_proxy.buffer import Buffer
+from tinybird_proxy.pacing import PacingLimits
+from tinybird_proxy.telemetry.meters import Meters
+from tinybird_proxy.telemetry.tracing import Tracer
+from tinybird_proxy.tokens import OwnToken
+from tinybird_proxy.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Made once by the composition root and shared by all destinations.
+
+    ``now`` is the event loop's clock in seconds, ``utc_now`` the wall's. ``jitter(limit)`` answers with a random number
+    from 0 to ``limit``. ``compress`` joins and compresses in a thread. ``after_settling`` is called when a batch has
+    left the buffer.
+    """
+
+    limits: BatchLimits
+    pacing: PacingLimits
+    upstream_wait: bool
+    wait_timeout_s: float
+    buffer: Buffer
+    upstream: Upstream
+    own_token: OwnToken | None
+    compress: Callable[[list[bytes]], Awaitable[Payload]]
+    tracer: Tracer
+    meters: Meters
+    now: Callable[[], float]
+    utc_now: Callable[[], datetime]
+    jitter: Callable[[float], float]
+    next_batch_id: Callable[[], str]
+    after_settling: Callable[[], None]

@@ -1,0 +1,124 @@
+"""The table: client × case, what each client hears and does on either way.
+
+Both ways must agree. Where they may differ is said by `Allowed`, and a cell that differs names it. What errors say is
+not compared, as Tinybird's words are not known; but what the client makes of them is, and that they can be read.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from tests.proxy.conformance.drivers import OLD_PYTHON_SDK, PYTHON_SDK, TS_SDK, ZOD_BIRD, Client, Heard, Raised, Returned
+
+
+class Allowed(Enum):
+    """What the proxy may do that Tinybird does not."""
+
+    QUARANTINE_NOT_KNOWN = "without wait, quarantined_rows is 0: the proxy answers before Tinybird has looked"
+    ABSORBED = "the proxy takes the rows and deals with Tinybird's 429 and 503 itself"
+
+
+@dataclass(frozen=True, slots=True)
+class Fails:
+    """The client raises an error that can be read. ``message`` is a regular expression that finds its words."""
+
+    type: str
+    message: str
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Saw:
+    """One way: the statuses that the client was answered with, and what its caller got."""
+
+    statuses: tuple[int, ...]
+    gives: Any
+    """The value returned, or a `Fails`."""
+    arrives: bool
+
+    def differs(self, heard: Heard) -> str | None:
+        """In what ``heard`` is different; None if it is as expected."""
+        if heard.statuses != self.statuses:
+            return f"answers {heard.statuses}, not {self.statuses} ({heard.outcome})"
+        match heard.outcome, self.gives:
+            case Returned(value), expected if not isinstance(expected, Fails):
+                return None if value == expected else f"returned {value}, not {expected}"
+            case Raised(kind, message, status), Fails() as expected:
+                if (kind, status) != (expected.type, expected.status) or not re.search(expected.message, message):
+                    return f"raised {heard.outcome}, not {expected}"
+                return None
+        return f"{heard.outcome}, not {self.gives}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One client in one case."""
+
+    direct: Saw
+    proxied: Saw
+    allowed: Allowed | None = None
+
+    def unexplained(self) -> str | None:
+        """What differs between the ways beyond what ``allowed`` allows."""
+        direct, proxied = self.direct, self.proxied
+        match self.allowed:
+            case None:
+                same = (direct.statuses, _without_words(direct.gives), direct.arrives) == (
+                    *(proxied.statuses, _without_words(proxied.gives), proxied.arrives),
+                )
+            case Allowed.QUARANTINE_NOT_KNOWN:
+                total = direct.gives["successful_rows"] + direct.gives["quarantined_rows"]
+                same = direct.statuses == proxied.statuses == (202,) and proxied.gives == counts(total)
+            case Allowed.ABSORBED:
+                kept = tuple(status for status in direct.statuses if status not in (429, 503))
+                same = proxied.arrives and len(kept) < len(direct.statuses)
+                if not isinstance(direct.gives, Fails):
+                    same = same and (proxied.statuses, proxied.gives) == (kept, direct.gives)
+        return None if same else f"{direct} and {proxied}"
+
+
+def _without_words(gives: Any) -> Any:
+    return (gives.type, gives.status) if isinstance(gives, Fails) else gives
+
+
+def counts(successful: int, quarantined: int = 0) -> dict[str, int]:
+    """What a client returns that returns what it was answered."""
+    return {"successful_rows": successful, "quarantined_rows": quarantined}
+
+
+def _saw(*statuses: int, gives: Any, arrives: bool | None = None) -> Saw:
+    """Rows arrive if no error is raised, unless said otherwise."""
+    return Saw(statuses, gives, not isinstance(gives, Fails) if arrives is None else arrives)
+
+
+def _both(*statuses: int, gives: Any, arrives: bool | None = None) -> Cell:
+    saw = _saw(*statuses, gives=gives, arrives=arrives)
+    return Cell(saw, saw)
+
+
+def _fail(status: int, direct: str, proxied: str | None = None) -> dict[Client, Cell]:
+    """Every client raises what it raises at an error, with the words of either way."""
+    return {
+        client: Cell(*(_saw(status, gives=_error(client, status, words)) for words in (direct, proxied or direct)))
+        for client in (TS_SDK, ZOD_BIRD, PYTHON_SDK, OLD_PYTHON_SDK)
+    }
+
+
+def _error(client: Client, status: int, words: str) -> Fails:
+    if client is ZOD_BIRD:  # says nothing of the status, and of a 403 only this
+        return Fails("Error", r"^Unable to ingest to \S*: " + ("Unauthorized$" if status == 403 else words), None)
+    if client is OLD_PYTHON_SDK:
+        return Fails("HTTPError", f"^{status} (Client|Server) Error: .*{words}", status)
+    return Fails("TinybirdError", words, status)
+
+
+TABLE: Final[Mapping[str, Mapping[Client, Cell]]] = {
+    "one row": {
+        TS_SDK: _both(200, gives=counts(1)),
+        ZOD_BIRD: _both(202, gives=counts(1)),
+        PYTHON_SDK: _both(200, gives=counts(1)),
+        OLD_PYTHON_SDK: _both(202, gives=None),
+    },
+}
