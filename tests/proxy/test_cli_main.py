@@ -118,4 +118,4 @@ async def test_upstream_is_bad_when_nobody_listens() -> None:
         ended = await _check_upstream(url, TINYBIRD_TOKEN="good")
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"\n{url}: ")
-    assert "refused" in ended.stderr
+    assert "no connection to 127.0.0.1" in ended.stderr

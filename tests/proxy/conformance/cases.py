@@ -68,16 +68,10 @@ class Sender:
 
     async def arrived(self, row_count: int) -> list[bytes]:
         """The rows at Tinybird, once there are ``row_count`` besides our own."""
-        own = len(await self._own_rows())
+        own = (await self.way.tinybird.rows(self.datasource)).count(_PRIMER)
         rows = await self.way.tinybird.wait_for_rows(self.datasource, own + row_count)
         return [row for row in rows if row != _PRIMER]
 
-    async def own_rows_arrived(self, row_count: int) -> None:
-        """Return once so many of our own rows have arrived."""
-        await self.way.tinybird.wait_for_rows(self.datasource, row_count)
-
-    async def _own_rows(self) -> list[bytes]:
-        return [row for row in await self.way.tinybird.rows(self.datasource) if row == _PRIMER]
 
 
 async def one_row(sender: Sender) -> Heard:
@@ -102,9 +96,7 @@ async def many_rows(sender: Sender) -> Heard:
 
 async def many_calls(sender: Sender) -> Heard:
     """Call after call, as a service does: what the proxy is for."""
-    heard = [await sender.send([row], wait=False) for row in MANY[:20]]
-    assert all(one == heard[0] for one in heard), heard
-    return heard[0]
+    return await sender.send(MANY[:20], one_by_one=True, wait=False)
 
 
 async def no_rows(sender: Sender) -> Heard:
@@ -162,8 +154,8 @@ async def bad_name(sender: Sender) -> Heard:
 
 
 async def bad_row(sender: Sender) -> Heard:
-    """One of the rows is not JSON, as Python writes it, or no object, which JavaScript's clients let pass."""
-    row = {"ratio": float("nan")} if sender.driver.client.runtime == "python" else "no object"
+    """One of the rows is not JSON, as Python writes it, or no object, which no type holds JavaScript back from."""
+    row = {"ratio": float("nan")} if sender.driver.client.runtime == "python" else None
     return await sender.send([*ONE, row])
 
 
@@ -177,17 +169,27 @@ async def buffer_full_for_it(sender: Sender) -> Heard:
 
     What a client without a proxy sees of that is 429.
     """
-    if sender.way.proxy is None:
+    return await _refused_with_429(sender, ONE)
+
+
+async def _refused_with_429(sender: Sender, rows: Sequence[Any], **options: Any) -> Heard:
+    proxy = sender.way.proxy
+    if proxy is None:
         sender.set_fault(status=429, retry_after=1)
-        return await sender.send(on_status=lambda status: sender.clear_faults())
+        return await sender.send(rows, on_status=lambda status: sender.clear_faults(), **options)
     assert await sender.put(1, wait=True) == 200
     sender.set_fault(status=503, retry_after=1)
     assert await sender.put(1) == 202
     await sender.way.tinybird.wait_until(lambda: sender.way.tinybird.requests[-1].status == 503)
     assert await sender.put(_BUFFER_ROWS - 1) == 202
-    heard = await sender.send(on_status=lambda status: sender.clear_faults())
-    await sender.own_rows_arrived(1 + _BUFFER_ROWS)
+    heard = await sender.send(rows, on_status=lambda status: sender.clear_faults(), **options)
+    await proxy.emptied()
     return heard
+
+
+async def refused_once(sender: Sender) -> Heard:
+    """The same, and the client goes on with the next row: what it was told must not slow it down any longer."""
+    return await _refused_with_429(sender, MANY[:2], one_by_one=True, wait=False)
 
 
 async def buffer_full(sender: Sender) -> Heard:
@@ -195,7 +197,8 @@ async def buffer_full(sender: Sender) -> Heard:
 
     What a client without a proxy sees of that is 503.
     """
-    if sender.way.proxy is None:
+    proxy = sender.way.proxy
+    if proxy is None:
         sender.set_fault(status=503, retry_after=1)
         return await sender.send(max_retries=10, on_status=lambda status: sender.clear_faults())
     assert await sender.put(1, wait=True) == 200
@@ -203,7 +206,7 @@ async def buffer_full(sender: Sender) -> Heard:
     assert await sender.put(_BUFFER_ROWS) == 202
     assert await sender.put(_HEADROOM_ROWS) == 202
     heard = await sender.send(max_retries=10, on_status=lambda status: sender.clear_faults())
-    await sender.own_rows_arrived(1 + _BUFFER_ROWS + _HEADROOM_ROWS)
+    await proxy.emptied()
     return heard
 
 

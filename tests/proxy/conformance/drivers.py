@@ -73,6 +73,8 @@ class Job:
     token: str
     datasource: str
     rows: list[Any]
+    one_by_one: bool = False
+    """Each row in a call of its own."""
     wait: bool | None = None
     max_retries: int | None = None
     query: str | None = None

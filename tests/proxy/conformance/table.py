@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from tests.proxy.conformance.drivers import OLD_PYTHON_SDK, PYTHON_SDK, TS_SDK, ZOD_BIRD, Client, Heard, Raised, Returned
+from tests.proxy.conformance.drivers import CLIENTS, OLD_PYTHON_SDK, PYTHON_SDK, TS_SDK, ZOD_BIRD, Client, Heard, Raised, Returned
 
 
 class Allowed(Enum):
@@ -102,7 +102,7 @@ def _fail(status: int, direct: str, proxied: str | None = None) -> dict[Client, 
     """Every client raises what it raises at an error, with the words of either way."""
     return {
         client: Cell(*(_saw(status, gives=_error(client, status, words)) for words in (direct, proxied or direct)))
-        for client in (TS_SDK, ZOD_BIRD, PYTHON_SDK, OLD_PYTHON_SDK)
+        for client in CLIENTS
     }
 
 
@@ -114,11 +114,97 @@ def _error(client: Client, status: int, words: str) -> Fails:
     return Fails("TinybirdError", words, status)
 
 
-TABLE: Final[Mapping[str, Mapping[Client, Cell]]] = {
-    "one row": {
-        TS_SDK: _both(200, gives=counts(1)),
-        ZOD_BIRD: _both(202, gives=counts(1)),
-        PYTHON_SDK: _both(200, gives=counts(1)),
+def _absorbed(direct: Saw, proxied: Saw) -> Cell:
+    return Cell(direct, proxied, Allowed.ABSORBED)
+
+
+def _quarantine_not_known(successful: int, quarantined: int) -> Cell:
+    return Cell(
+        _saw(202, gives=counts(successful, quarantined)),
+        _saw(202, gives=counts(successful + quarantined)),
+        Allowed.QUARANTINE_NOT_KNOWN,
+    )
+
+
+def _by_default(row_count: int) -> dict[Client, Cell]:
+    """What the clients do if nothing is said: both official SDKs wait, the others do not."""
+    return {
+        TS_SDK: _both(200, gives=counts(row_count)),
+        ZOD_BIRD: _both(202, gives=counts(row_count)),
+        PYTHON_SDK: _both(200, gives=counts(row_count)),
         OLD_PYTHON_SDK: _both(202, gives=None),
+    }
+
+
+def _all(cell: Cell) -> dict[Client, Cell]:
+    return dict.fromkeys(CLIENTS, cell)
+
+
+TABLE: Final[Mapping[str, Mapping[Client, Cell]]] = {
+    "one row": _by_default(1),
+    "wait": _all(_both(200, gives=counts(1))),
+    "no wait": _all(_both(202, gives=counts(1))),
+    "many rows": _by_default(500),
+    "many calls": _all(_both(202, gives=[counts(1)] * 20)),
+    "no rows": {
+        TS_SDK: _both(gives=counts(0), arrives=False),
+        ZOD_BIRD: _both(202, gives=counts(0), arrives=False),  # the only one that asks
+        PYTHON_SDK: _both(gives=counts(0), arrives=False),
+        OLD_PYTHON_SDK: _both(gives=None, arrives=False),
+    },
+    "quarantine": _all(_both(200, gives=counts(2, 1))),
+    "quarantine, no wait": _all(_quarantine_not_known(2, 1)),
+    "wrong token": _fail(403, "invalid authentication token"),
+    "token for another data source": _fail(403, "this token may not append to 'cell_"),
+    "proxy's token": _by_default(1),
+    "wrong token, proxy's own": _fail(403, "invalid authentication token", "the proxy does not know this token"),
+    "token for another data source, proxy's own": _fail(
+        403, "this token may not append to 'cell_", "this token may not write to the data source 'cell_"
+    ),
+    "429": {
+        TS_SDK: _absorbed(_saw(429, 200, gives=counts(1)), _saw(200, gives=counts(1))),
+        ZOD_BIRD: _absorbed(_saw(429, 202, gives=counts(1)), _saw(202, gives=counts(1))),
+        PYTHON_SDK: _absorbed(_saw(429, 200, gives=counts(1)), _saw(200, gives=counts(1))),
+        OLD_PYTHON_SDK: _absorbed(_saw(429, 202, gives=None), _saw(202, gives=None)),
+    },
+    "503": {
+        TS_SDK: _absorbed(_saw(503, 200, gives=counts(1)), _saw(200, gives=counts(1))),
+        ZOD_BIRD: _absorbed(_saw(503, 202, gives=counts(1)), _saw(202, gives=counts(1))),
+        PYTHON_SDK: _absorbed(_saw(503, 200, gives=counts(1)), _saw(200, gives=counts(1))),
+        # It does not retry 503: its rows are lost without the proxy.
+        OLD_PYTHON_SDK: _absorbed(_saw(503, gives=_error(OLD_PYTHON_SDK, 503, "fault")), _saw(202, gives=None)),
+    },
+    "400: no name": _fail(400, "the parameter 'name' is missing"),
+    "400: bad name": _fail(400, "cannot be that of a data source"),
+    "400: bad row": {
+        **_fail(400, "line 2 is not ", "row 2: is "),
+        TS_SDK: _both(gives=Fails("TypeError", "null", None)),  # it sees to that itself
+    },
+    "404: unknown data source": _fail(404, "Data Source 'cell_.* does not exist"),
+    "413": {
+        **_fail(413, "larger than 1000000 bytes"),
+        # It tries again as it is closed, with the buffer that it has emptied before: a request without a row.
+        OLD_PYTHON_SDK: _both(413, 202, gives=_error(OLD_PYTHON_SDK, 413, "larger than 1000000 bytes")),
+    },
+    # Those that can be told to retry are not; the others do it until there is room.
+    "429 of the proxy's: buffer full of undelivered rows": {
+        **_fail(429, "fault", "not being delivered and the buffer is full"),
+        ZOD_BIRD: _both(429, 202, gives=counts(1)),
+        OLD_PYTHON_SDK: _both(429, 202, gives=None),
+    },
+    # Here they are told.
+    "503 of the proxy's: buffer full": {
+        TS_SDK: _both(503, 200, gives=counts(1)),
+        ZOD_BIRD: _both(503, 202, gives=counts(1)),
+        PYTHON_SDK: _both(503, 200, gives=counts(1)),
+        OLD_PYTHON_SDK: _fail(503, "fault", "the proxy's buffer is full")[OLD_PYTHON_SDK],
+    },
+    "503 of the proxy's: draining": {
+        **_fail(503, "fault", "the proxy is draining"),
+        ZOD_BIRD: _both(503, 202, gives=counts(1)),
+    },
+    "query": {
+        **_all(_both(200, gives={"meta": [{"name": "one", "type": "Int64"}], "data": [{"one": 1}], "rows": 1}, arrives=False)),
+        ZOD_BIRD: _both(200, gives={"meta": [], "data": [], "rows": 0}, arrives=False),
     },
 }

@@ -18,6 +18,7 @@ CLIENT_TOKEN: Final = "client"
 NARROW_TOKEN: Final = "narrow"
 _START_TIMEOUT_S: Final = 20.0
 _STOP_TIMEOUT_S: Final = 30.0
+_EMPTY_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,18 @@ class Proxy:
     async def cancel_drain(self) -> None:
         """From now on it takes rows again."""
         await self._drain("DELETE")
+
+    async def emptied(self) -> None:
+        """Return once nothing is buffered. Raises TimeoutError."""
+        async with asyncio.timeout(_EMPTY_TIMEOUT_S):
+            while (await self.status())["buffer"]["rows"] > 0:
+                await asyncio.sleep(0.02)  # another process: there is nothing to wait for
+
+    async def status(self) -> dict[str, Any]:
+        """What ``/status`` says."""
+        async with self._session.get(f"{self._admin_url}/status") as reply:
+            found: dict[str, Any] = await reply.json()
+            return found
 
     async def _drain(self, method: str) -> None:
         headers = {"X-Tinybird-Proxy": "1"}

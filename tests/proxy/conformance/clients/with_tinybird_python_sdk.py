@@ -13,6 +13,7 @@ def run(
     token: str,
     datasource: str,
     rows: list[Any],
+    one_by_one: bool,
     wait: bool | None,
     max_retries: int | None,
     query: str | None,
@@ -21,9 +22,11 @@ def run(
     if query is not None:
         return API(token, base_url).get("sql", params={"q": query}).json()
     if wait is not None:
-        body = "\n".join(map(json.dumps, rows))
+        api = API(token, base_url)
         asked = {"name": datasource, "wait": "true" if wait else "false"}
-        return API(token, base_url).post("events", params=asked, data=body).json()
+        if one_by_one:
+            return [api.post("events", params=asked, data=json.dumps(row)).json() for row in rows]
+        return api.post("events", params=asked, data="\n".join(map(json.dumps, rows))).json()
     with Datasource(datasource, token, api_url=base_url) as writer:
         for row in rows:
             writer << (row if isinstance(row, dict) else json.dumps(row))

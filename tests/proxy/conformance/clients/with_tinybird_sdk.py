@@ -11,6 +11,7 @@ def run(
     token: str,
     datasource: str,
     rows: list[Any],
+    one_by_one: bool,
     wait: bool | None,
     max_retries: int | None,
     query: str | None,
@@ -24,6 +25,8 @@ def run(
         options["wait"] = wait
     if max_retries is not None:
         options["max_retries"] = max_retries
+    if one_by_one:
+        return [client.ingest(datasource, row, options) for row in rows]
     if len(rows) == 1:
         return client.ingest(datasource, rows[0], options)
     return client.ingest_batch(datasource, rows, options)
