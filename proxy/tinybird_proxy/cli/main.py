@@ -63,6 +63,15 @@ def check(upstream: bool) -> None:
 
 
 @main.command()
+@click.option("--markdown", is_flag=True, help="As the README shows them.")
+def options(markdown: bool) -> None:
+    """List every option, its default and what it means."""
+    from tinybird_proxy.cli.options import as_markdown, as_text
+
+    click.echo(as_markdown() if markdown else as_text())
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=7181, show_default=True, help="0: any free one.")
 @click.option("--token", default=None, help="The admin token; without it one is made up and printed.")
