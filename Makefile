@@ -66,12 +66,12 @@ image: ## build the container image (IMAGE=name:tag, BASE=image) with docker or 
 .PHONY: clean
 clean: ## remove everything that the other targets made, except images
 	rm -rf $(VENV) .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
-	rm -rf $(CONFORMANCE)/node_modules
+	rm -rf $(CONFORMANCE)/node_modules $(CONFORMANCE)/.venvs
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The official clients that the conformance tests drive. Without Node those tests are skipped, and CI fails on a skip.
 .PHONY: conformance-clients
-conformance-clients:
+conformance-clients: $(VENV)/.project
 	@if [ ! -f $(CONFORMANCE)/install ]; then :; \
 	elif node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then sh $(CONFORMANCE)/install; \
 	else echo "Node 20 or newer was not found: the tests that need it will be skipped."; fi

@@ -13,7 +13,8 @@ HEADROOM = 0.10
 UNCONFIRMED_SHARE = 0.05
 RETRY_AFTER_MIN_S = 1
 RETRY_AFTER_MAX_S = 60
-RETRY_AFTER_NOT_DELIVERING_S = 30
+# An official SDK gives up 30 s after its first attempt, waiting included: leave it time for two more.
+RETRY_AFTER_NOT_DELIVERING_S = 10
 # A refused client should find room when it comes back: wait until this share of the capacity has been delivered.
 ROOM_SHARE = 0.10
 
@@ -88,8 +89,8 @@ def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy,
 
 
 def retry_after_s(held_rows: int, capacity_rows: int, delivered_rows_per_s: float) -> int:
-    """Whole seconds, 1 to 60, until there should be room again at the present delivery rate; 30 if there is none."""
+    """Whole seconds, 1 to 60, until there should be room again at the present delivery rate; 10 if there is none."""
     if delivered_rows_per_s <= 0 or not math.isfinite(delivered_rows_per_s):
         return RETRY_AFTER_NOT_DELIVERING_S
     wanted = max(1.0, min(held_rows, capacity_rows * ROOM_SHARE))
-    return max(RETRY_AFTER_MIN_S, min(RETRY_AFTER_MAX_S, math.ceil(wanted / delivered_rows_per_s)))
+    return max(RETRY_AFTER_MIN_S, math.ceil(min(RETRY_AFTER_MAX_S, wanted / delivered_rows_per_s)))

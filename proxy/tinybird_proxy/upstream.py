@@ -5,6 +5,7 @@ type says whether Tinybird may have taken the rows. It never retries, follows no
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -273,6 +274,6 @@ def _what_broke(error: Exception) -> str:
         return f"the HTTP proxy refused ({error.status})"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it was closed without an answer"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
     return type(error).__name__

@@ -63,6 +63,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """400 or 413: nothing was ingested, and these rows will never go in like this."""
+
+    status: int
+    message: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Denied:
     """401, 403 or 404: held as well, but a destination that was never confirmed passes it on to its clients."""
 
@@ -71,11 +80,13 @@ class Denied:
     reason: str
 
 
-Decision = Settled | Again | Held | Denied
+Decision = Settled | Again | Held | Rejected | Denied
 
-_WHY_HELD = {
+_WHY_REJECTED = {
     400: "Tinybird says the request is not valid",
     413: "Tinybird says the request is too large",
+}
+_WHY_HELD = {
     422: "Tinybird says it took only a part of the rows",
     508: "the request came back to this proxy: TINYBIRD_URL leads to itself",
 }
@@ -101,6 +112,8 @@ def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime)
     if status == 429 or (status == 503 and _in_tinybirds_voice(reply)):
         reason = _sentence("Tinybird asks us to slow down" if status == 429 else "Tinybird is unavailable", reply)
         return Again(reason, ambiguous=False, throttled=True, retry_after_s=retry_after_s(reply.headers, now_utc))
+    if status in _WHY_REJECTED:
+        return Rejected(status, message_of(reply), _sentence(_WHY_REJECTED[status], reply))
     if status in _WHY_HELD:
         partial = status == 422
         return Held(_sentence(_WHY_HELD[status], reply), ambiguous=partial, probe=not partial)

@@ -4,7 +4,7 @@ from tinybird_proxy.batch import DestinationKey, FrozenBatch
 from tinybird_proxy.destination.surroundings import Surroundings
 from tinybird_proxy.errors import ConnectFailed, ResponseTimeout, UpstreamError
 from tinybird_proxy.telemetry.logs import fields, get_logger
-from tinybird_proxy.tokens import Secret
+from tinybird_proxy.tokens import OwnToken, Secret
 from tinybird_proxy.verdict import Reply
 
 _log = get_logger("upstream")
@@ -22,7 +22,7 @@ class Attempts:
         self._s = surroundings
 
     async def send(self, batch: FrozenBatch) -> Reply:
-        """Make one attempt, or two: a changed token that is refused is followed by the one before it, at once.
+        """Make one attempt, or two: a token that is refused is followed at once by the one in use, if that is another.
 
         Raises ``UpstreamError`` or ``NoToken``.
         """
@@ -32,37 +32,36 @@ class Attempts:
         own = self._s.own_token
         if self._key.token is not None:
             return await self._request(batch, self._key.token)
-        secret = own.choose(self._utc_s()) if own is not None else None
+        secret = own.choose(self._s.now()) if own is not None else None
         if own is None or secret is None:
             raise NoToken
         reply = await self._request(batch, secret.value)
-        if reply.status in (401, 403):
+        self._note(own, secret, reply)
+        current = own.current
+        if _denies(reply) and current is not None and secret is not current:
+            reply = await self._request(batch, current.value)
+            if secret is own.candidate and _accepts(reply):
+                self._reject(own, secret, current)
+            self._note(own, current, reply)
+        return reply
+
+    def _note(self, own: OwnToken, secret: Secret, reply: Reply) -> None:
+        """Remember what Tinybird said to ``secret``."""
+        if _denies(reply):
             own.denied(secret, self._utc_s())
-            if secret is own.candidate and own.current is not None:
-                return await self._with_the_token_before(batch, secret, own.current)
-        self._note_accepted(secret, reply)
-        return reply
+        elif _accepts(reply):
+            if secret is own.candidate:
+                _log.info("the changed token is in use", extra=fields(token=secret.hash))
+            own.accepted(secret, self._utc_s())
 
-    async def _with_the_token_before(self, batch: FrozenBatch, candidate: Secret, current: Secret) -> Reply:
-        reply = await self._request(batch, current.value)
-        own = self._s.own_token
-        if own is not None and 200 <= reply.status < 300:
-            own.reject_candidate(candidate, self._utc_s())
-            # Nothing was lost, but somebody changed a token and must hear that it is not in use.
-            _log.warning(
-                "Tinybird refuses the changed token; the one before it stays in use",
-                extra=fields(rejected=candidate.hash, in_use=current.hash, data_source=self._key.name),
-            )
-        self._note_accepted(current, reply)
-        return reply
-
-    def _note_accepted(self, secret: Secret, reply: Reply) -> None:
-        own = self._s.own_token
-        if own is None or not 200 <= reply.status < 300:
-            return
-        if secret is own.candidate:
-            _log.info("the changed token is in use", extra=fields(token=secret.hash))
-        own.accepted(secret, self._utc_s())
+    def _reject(self, own: OwnToken, candidate: Secret, current: Secret) -> None:
+        """Not by the wall's clock: whoever sets that must not decide when the candidate is tried again."""
+        own.reject_candidate(candidate, self._s.now())
+        # Nothing was lost, but somebody changed a token and must hear that it is not in use.
+        _log.warning(
+            "Tinybird refuses the changed token; the one before it stays in use",
+            extra=fields(rejected=candidate.hash, in_use=current.hash, data_source=self._key.name),
+        )
 
     async def _request(self, batch: FrozenBatch, token: str) -> Reply:
         """Send ``batch`` once, inside a client span."""
@@ -98,6 +97,14 @@ class Attempts:
 
     def _utc_s(self) -> float:
         return self._s.utc_now().timestamp()
+
+
+def _accepts(reply: Reply) -> bool:
+    return 200 <= reply.status < 300
+
+
+def _denies(reply: Reply) -> bool:
+    return reply.status in (401, 403)
 
 
 def _label(error: UpstreamError) -> str:

@@ -21,7 +21,7 @@ from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.ticket import Buffered, Dropped, NotTaken, Ticket
 from tinybird_proxy.tokens import fingerprint
-from tinybird_proxy.verdict import Again, Decision, Denied, Held, Settled, judge, judge_failure
+from tinybird_proxy.verdict import Again, Decision, Denied, Held, Rejected, Settled, judge, judge_failure
 
 REFUSAL_S = 60.0
 # A timer may fire before its time by the clock's resolution: better a little late than a turn too many.
@@ -240,6 +240,11 @@ class Destination:
                 if decision.ambiguous:
                     self._mark_ambiguous(batch)
                 self._hold(decision.reason, batch, now)
+            case Rejected():
+                if batch.promised or self._contact is None:
+                    self._hold(decision.reason, batch, now)
+                else:
+                    self._withdraw_contact(decision.status, decision.message or decision.reason)
             case Denied():
                 if not self.pacing.confirmed and (self.key.token is not None or decision.status == 404):
                     self._refuse(decision, batch, now)
@@ -290,12 +295,17 @@ class Destination:
         """Never confirmed, and Tinybird says no: clients hear it; what was promised before is kept and probed."""
         self.refusing = Refusing(denied.status, denied.message or denied.reason, now + REFUSAL_S)
         self._hold(denied.reason, batch, now)
+        if self._contact is not None:
+            self._withdraw_contact(denied.status, self.refusing.message)
+
+    def _withdraw_contact(self, status: int, message: str) -> None:
+        """Nobody was promised anything: the first item leaves as if it had never come, and its client hears why."""
         contact, self._contact = self._contact, None
         if contact is None:
             return
-        for mine in contact.batches:
-            self._let_go(mine, "not_taken")
-        contact.ticket.resolve(NotTaken(denied.status, self.refusing.message))
+        for batch in contact.batches:
+            self._let_go(batch, "not_taken")
+        contact.ticket.resolve(NotTaken(status, message))
         self._s.after_settling()
 
     def _put_back(self, batch: FrozenBatch) -> None:
@@ -329,6 +339,10 @@ class Destination:
     def buffered_rows(self) -> int:
         """Promised rows that are really here: counted from the batches, not from the ledger."""
         return self._queue.promised_rows()
+
+    def held(self) -> tuple[int, int]:
+        """Rows and bytes, promised or not, that this destination has in the buffer."""
+        return self._queue.held()
 
     def oldest_at(self) -> float | None:
         """When the oldest row here came in."""

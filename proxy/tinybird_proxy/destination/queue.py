@@ -75,9 +75,12 @@ class BatchQueue:
         self.in_flight[batch.id] = batch
 
     def put_back(self, batch: FrozenBatch) -> None:
-        """``batch``, in flight, waits again, the oldest first."""
+        """``batch``, in flight, waits again: the oldest first, and before others that were frozen at the same time.
+
+        So the next attempt is made with the same batch, and no second one becomes ambiguous.
+        """
         if self.in_flight.pop(batch.id, None) is not None:
-            bisect.insort(self.waiting, batch, key=lambda other: other.frozen_at)
+            bisect.insort_left(self.waiting, batch, key=lambda other: other.frozen_at)
 
     def take_out(self, batch: FrozenBatch) -> None:
         """``batch`` leaves: it settled, or nothing was taken."""

@@ -3,14 +3,43 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
-from tinybird_proxy.batch import BatchLimits, Payload
+from tinybird_proxy.batch import BatchLimits, DestinationKey, Payload
 from tinybird_proxy.buffer import Buffer
 from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.tracing import Tracer
 from tinybird_proxy.tokens import OwnToken
-from tinybird_proxy.upstream import Upstream
+from tinybird_proxy.verdict import Reply
+
+
+class BatchUpstream(Protocol):
+    """All that a destination knows of Tinybird; ``upstream.Upstream`` is the real one.
+
+    ``counts_seen``: this URL gave readable counts once, so it answers like Tinybird. ``instance`` is our own name,
+    which travels with each batch.
+    """
+
+    counts_seen: bool
+    instance: str
+
+    def url(self, key: DestinationKey, *, wait: bool) -> str:
+        """Where a batch of ``key`` goes. Never holds a token."""
+        ...
+
+    async def send(
+        self,
+        url: str,
+        payload: Payload,
+        *,
+        token: str,
+        batch_id: str,
+        vias: tuple[str, ...] = (),
+        traceparent: str | None = None,
+    ) -> Reply:
+        """Make one attempt. Raises an ``UpstreamError`` if no reply came."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +56,7 @@ class Surroundings:
     upstream_wait: bool
     wait_timeout_s: float
     buffer: Buffer
-    upstream: Upstream
+    upstream: BatchUpstream
     own_token: OwnToken | None
     compress: Callable[[list[bytes]], Awaitable[Payload]]
     tracer: Tracer

@@ -2,7 +2,7 @@
 
 The rules that all known clients can live with: every 2xx is JSON with both counts, 200 only for ``wait=true``; every
 error is JSON with a Content-Type; every 429 has integer ``Retry-After`` and all three rate headers, every 503
-``Retry-After``; rate headers never stand on anything else.
+``Retry-After``. Rate headers stand all together or not at all: on every 429, and on 202 once there was a 429.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,12 @@ CORS: Final = (
 )
 # Some clients read all three rate headers wherever one stands; this is Tinybird's documented limit a second.
 _RATE_LIMIT: Final = "100"
+# tinybird-python-sdk remembers a 429's ``Remaining: 0`` and sleeps 2 s before every call until a reply takes it back.
+ROOM_AGAIN: Final = (
+    ("X-RateLimit-Limit", _RATE_LIMIT),
+    ("X-RateLimit-Remaining", _RATE_LIMIT),
+    ("X-RateLimit-Reset", "1"),
+)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -37,9 +43,10 @@ class Answer:
 
 
 @lru_cache(maxsize=1024)
-def taken(row_count: int, ack: str) -> Answer:
-    """202: the rows are in the buffer."""
-    return Answer(202, (JSON, *CORS, ("X-Ack", ack)), b'{"successful_rows":%d,"quarantined_rows":0}' % row_count)
+def taken(row_count: int, ack: str, *, rate_headers: bool = False) -> Answer:
+    """202: the rows are in the buffer. ``rate_headers``: say that there is room again, see ``ROOM_AGAIN``."""
+    headers = (JSON, *CORS, ("X-Ack", ack), *(ROOM_AGAIN if rate_headers else ()))
+    return Answer(202, headers, b'{"successful_rows":%d,"quarantined_rows":0}' % row_count)
 
 
 def delivered(successful: int, quarantined: int, *, batch: tuple[int, int] | None) -> Answer:

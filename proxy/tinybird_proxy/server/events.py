@@ -119,6 +119,7 @@ class EventsRoute:
         self.gate = gate
         self._availability = availability
         self._honor_wait = honor_wait
+        self._told_to_slow_down = False
         self.keep_traces = keep_traces
         self._instance = pipeline.surroundings.upstream.instance
         self._buffer = pipeline.surroundings.buffer
@@ -172,12 +173,13 @@ class EventsRoute:
             return self.taken(rows.row_count, query)
         if isinstance(offered, Refusal):
             self._refused[offered.reason] += 1
+            self._told_to_slow_down |= offered.status == 429
             return answers.refused(offered)
         return offered
 
     def taken(self, row_count: int, query: EventsQuery) -> Answer:
         """202, with what holds the rows."""
-        answer = answers.taken(row_count, query.ack or self._buffer.ack)
+        answer = answers.taken(row_count, query.ack or self._buffer.ack, rate_headers=self._told_to_slow_down)
         return answer if query.verify is None else _verified(answer, query.verify)
 
     def heard(self, outcome: Outcome, row_count: int, query: EventsQuery) -> Answer:

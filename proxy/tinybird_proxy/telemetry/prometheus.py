@@ -89,7 +89,7 @@ def _families(s: Snapshot) -> Iterator[Metric]:
     yield _gauge("buffer_utilisation_ratio", "The fuller of rows and bytes, as a share of its capacity.", s.utilisation)
     yield _gauge("oldest_row_age_seconds", "Age of the oldest row in the buffer; 0 if empty.", s.oldest_age_s or 0.0)
     drain_s = s.seconds_to_drain if s.seconds_to_drain is not None else float("inf")
-    yield _gauge("seconds_to_drain_seconds", "Time to empty the buffer at the present rate.", drain_s)
+    yield _gauge("seconds_to_drain", "Time to empty the buffer at the present rate.", drain_s)
     yield _gauge("receiving_bytes", "Bytes of larger bodies being received.", s.receiving_bytes)
     yield _gauge("waiting_requests", "Requests held open for wait=true or a first contact.", s.waiting_requests)
     yield _counters("batches_frozen", "Batches, by what closed them.", "trigger", meters.batches)

@@ -1,4 +1,4 @@
-"""What the clients are made to live through, case by case: on the direct way, and the same through the proxy."""
+"""What the clients are made to live through, case by case, on the direct way and in the same way through the proxy."""
 
 import asyncio
 import re
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
-
 from tests.proxy.conformance.drivers import CLIENTS, Client, Driver, Heard, Job, Returned
 from tests.proxy.conformance.worlds import CLIENT_TOKEN, NARROW_TOKEN, TOKEN, Setting, Way
+
 from tinybird_proxy.emulator import Fault
 
 ONE: Final[Sequence[Any]] = ({"n": 1, "path": "/pricing", "took_s": 0.25, "tags": ["a", None], "nested": {"ok": True}},)
 MANY: Final[Sequence[Any]] = tuple(
-    {"n": n, "text": "Größe, 日本語, 🐦 \u2028 \"quoted\" \\ \t\n", "big": 2**53 - 1, "tiny": -1.5e-7, "empty": {}}
+    {"n": n, "text": 'Größe, 日本語, 🐦 \u2028 "quoted" \\ \t\n', "big": 2**53 - 1, "tiny": -1.5e-7, "empty": {}}
     for n in range(500)
 )
 FIT: Final[Sequence[Any]] = ({"n": 1, "path": "/"}, {"n": 3, "path": "/docs"})
 UNFIT: Final[Sequence[Any]] = ({"n": "two", "path": "/"},)
 SCHEMA: Final = {"n": "Int64", "path": "String"}
-_BUFFER_ROWS: Final = 10
-_HEADROOM_ROWS: Final = 1
+BUFFER_ROWS: Final = 10
+HEADROOM_ROWS: Final = 1
 _PRIMER: Final = b'{"primer":true}'
 
 
@@ -71,7 +71,6 @@ class Sender:
         own = (await self.way.tinybird.rows(self.datasource)).count(_PRIMER)
         rows = await self.way.tinybird.wait_for_rows(self.datasource, own + row_count)
         return [row for row in rows if row != _PRIMER]
-
 
 
 async def one_row(sender: Sender) -> Heard:
@@ -169,27 +168,18 @@ async def buffer_full_for_it(sender: Sender) -> Heard:
 
     What a client without a proxy sees of that is 429.
     """
-    return await _refused_with_429(sender, ONE)
-
-
-async def _refused_with_429(sender: Sender, rows: Sequence[Any], **options: Any) -> Heard:
     proxy = sender.way.proxy
     if proxy is None:
         sender.set_fault(status=429, retry_after=1)
-        return await sender.send(rows, on_status=lambda status: sender.clear_faults(), **options)
+        return await sender.send(on_status=lambda status: sender.clear_faults())
     assert await sender.put(1, wait=True) == 200
     sender.set_fault(status=503, retry_after=1)
     assert await sender.put(1) == 202
     await sender.way.tinybird.wait_until(lambda: sender.way.tinybird.requests[-1].status == 503)
-    assert await sender.put(_BUFFER_ROWS - 1) == 202
-    heard = await sender.send(rows, on_status=lambda status: sender.clear_faults(), **options)
+    assert await sender.put(BUFFER_ROWS - 1) == 202
+    heard = await sender.send(on_status=lambda status: sender.clear_faults())
     await proxy.emptied()
     return heard
-
-
-async def refused_once(sender: Sender) -> Heard:
-    """The same, and the client goes on with the next row: what it was told must not slow it down any longer."""
-    return await _refused_with_429(sender, MANY[:2], one_by_one=True, wait=False)
 
 
 async def buffer_full(sender: Sender) -> Heard:
@@ -202,9 +192,9 @@ async def buffer_full(sender: Sender) -> Heard:
         sender.set_fault(status=503, retry_after=1)
         return await sender.send(max_retries=10, on_status=lambda status: sender.clear_faults())
     assert await sender.put(1, wait=True) == 200
-    sender.set_fault(delay_s=2.0)
-    assert await sender.put(_BUFFER_ROWS) == 202
-    assert await sender.put(_HEADROOM_ROWS) == 202
+    sender.set_fault(delay_s=1.5)
+    assert await sender.put(BUFFER_ROWS) == 202
+    assert await sender.put(HEADROOM_ROWS) == 202
     heard = await sender.send(max_retries=10, on_status=lambda status: sender.clear_faults())
     await proxy.emptied()
     return heard
@@ -265,7 +255,7 @@ CASES: Final[Mapping[str, Case]] = {
     "429": Case(run=rate_limited),
     "503": Case(run=unavailable),
     "400: no name": Case(run=no_name),
-    "400: bad name": Case(run=bad_name, world="bad name"),
+    "400: bad name": Case(run=bad_name),
     "400: bad row": Case(run=bad_row),
     "404: unknown data source": Case(run=one_row, world="nothing there"),
     "413": Case(run=too_large, world="small bodies"),
@@ -298,9 +288,9 @@ WORLDS: Final[Mapping[str, Setting]] = {
             "AUTHORIZATION_TOKEN": f"{CLIENT_TOKEN} name=app\n{NARROW_TOKEN} name=other allow=elsewhere",
         }
     ),
-    "bad name": Setting(proxy={"SHUTDOWN_TIMEOUT": "1s"}, loses_nothing=False),
     "nothing there": Setting(tinybird={"create_datasources": False}),
     "small bodies": Setting(tinybird={"max_body_bytes": 1_000_000}, proxy={"MAX_BODY_BYTES": "1MB"}),
-    "small buffer": Setting(proxy={"BUFFER_SIZE": str(_BUFFER_ROWS), "BATCH_SIZE": str(_BUFFER_ROWS)}),
+    "small buffer": Setting(proxy={"BUFFER_SIZE": str(BUFFER_ROWS), "BATCH_SIZE": str(BUFFER_ROWS)}),
     "draining": Setting(),
+    "plain text": Setting(tinybird={"text_errors": True, "create_datasources": False}),
 }

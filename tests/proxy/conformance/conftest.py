@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-
 from tests.proxy.conformance.cases import WORLDS
 from tests.proxy.conformance.drivers import Client, Driver, running_driver
 from tests.proxy.conformance.worlds import Way, World, running_world

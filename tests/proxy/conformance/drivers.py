@@ -35,7 +35,7 @@ class Client:
         """Why it cannot be driven, with what to do about it; None if it can."""
         if self.runtime == "node" and shutil.which("node") is None:
             return "Node 20 or newer was not found: install it, then run make test"
-        return None if self._installed.exists() else f"{self.name} is not installed: run make test"
+        return None if self._installed.exists() else f"{self.name} is not installed: run make test, which needs Node 20"
 
     def installed_version(self) -> str:
         """The version that is there."""
@@ -78,6 +78,9 @@ class Job:
     wait: bool | None = None
     max_retries: int | None = None
     query: str | None = None
+    """Ask this instead of sending rows."""
+    by: str | None = None
+    """Another of the client's ways to send, by its name in the library."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,41 +6,24 @@ once, with the bytes that the client wrote. What is allowed to differ is said in
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-
-from tests.proxy.conformance.cases import CASES, Case, Sender, datasource_of, refused_once
-from tests.proxy.conformance.drivers import CLIENTS, OLD_PYTHON_SDK, Client, Driver, Heard
+from tests.proxy.conformance.cases import CASES, ONE, Case, Sender, datasource_of
+from tests.proxy.conformance.drivers import CLIENTS, OLD_PYTHON_SDK, Client, Driver, Raised, Returned
 from tests.proxy.conformance.table import TABLE, Allowed, Cell, Saw
-from tests.proxy.conformance.worlds import TOKEN, Way, World
-from tinybird_proxy.emulator.tokens import token_hash
+from tests.proxy.conformance.worlds import CLIENT_TOKEN, Way, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GetWorld = Callable[[str], Awaitable[World]]
 GetDriver = Callable[[Client, Way], Awaitable[Driver]]
 
-_KNOWN_GAPS = {
-    "400: bad name": "a first contact that Tinybird answers with 400 is answered with 202, and its rows are held",
-}
+_CELLS = [pytest.param(name, client, id=f"{name}-{client.module}") for name in CASES for client in CLIENTS]
 
 
-def _cells() -> list[Any]:
-    return [
-        pytest.param(
-            *(name, client),
-            id=f"{name}-{client.module}",
-            marks=[pytest.mark.xfail(reason=_KNOWN_GAPS[name], strict=True)] if name in _KNOWN_GAPS else [],
-        )
-        for name in CASES
-        for client in CLIENTS
-    ]
-
-
-@pytest.mark.parametrize(("name", "client"), _cells())
+@pytest.mark.parametrize(("name", "client"), _CELLS)
 async def test_both_ways_are_as_the_table_says(name: str, client: Client, world: GetWorld, driver: GetDriver) -> None:
     case, cell = CASES[name], TABLE[name][client]
     here = await world(case.world)
@@ -59,7 +42,8 @@ async def test_both_ways_are_as_the_table_says(name: str, client: Client, world:
     if cell.direct.arrives and cell.proxied.arrives:
         assert rows[0] == rows[1], "the proxy changed a byte"
     if cell.allowed is Allowed.ABSORBED:
-        assert _statuses_at_tinybird(here.proxied, datasource) == [int(name), 200]
+        status = int(name)
+        await here.proxied.tinybird.wait_until(lambda: _statuses_at(here.proxied, datasource) == [status, 200])
 
 
 async def _arrived(sender: Sender, case: Case, saw: Saw) -> list[bytes]:
@@ -83,12 +67,34 @@ def _saws(cell: Cell) -> tuple[Saw, Saw]:
     return (cell.direct, cell.proxied)
 
 
-def _statuses_at_tinybird(way: Way, datasource: str) -> list[int | None]:
+def _statuses_at(way: Way, datasource: str) -> list[int | None]:
     return [request.status for request in way.tinybird.requests if request.datasource == datasource]
 
 
+@pytest.mark.parametrize("by", ["AsyncDatasource", "TinybirdLitellmSyncHandler", "TinybirdLitellmAsyncHandler"])
+async def test_the_old_python_sdk_by_its_other_ways(by: str, world: GetWorld, driver: GetDriver) -> None:
+    here = await world("plain")
+    senders = [Sender(await driver(OLD_PYTHON_SDK, way), way, by) for way in here.ways]
+    direct, proxied = await asyncio.gather(*(sender.send(by=by) for sender in senders))
+    assert direct.outcome == proxied.outcome == Returned(None if by == "AsyncDatasource" else 202)
+    rows = [await sender.arrived(1) for sender in senders]
+    assert rows[0] == rows[1]
+    assert [json.loads(row) for row in rows[0]] == list(ONE)
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.module)
+async def test_a_query_that_may_not_pass_is_an_error_that_says_why(
+    client: Client, world: GetWorld, driver: GetDriver
+) -> None:
+    here = (await world("own token")).proxied
+    heard = await Sender(await driver(client, here), here, "query").send([], token=CLIENT_TOKEN, query="SELECT 1")
+    assert heard.statuses == (404,)
+    assert isinstance(heard.outcome, Raised)
+    assert "this proxy serves POST /v0/events only" in heard.outcome.message
+
+
 async def test_no_cell_of_the_table_is_empty() -> None:
-    assert {name: set(cells) for name, cells in TABLE.items()} == dict.fromkeys(CASES, set(CLIENTS))
+    assert {name: set(cells) for name, cells in TABLE.items()} == {name: set(CLIENTS) for name in CASES}
 
 
 async def test_the_table_has_no_differences_but_those_that_are_allowed() -> None:

@@ -27,7 +27,7 @@ class WatchedResponse(http.client.HTTPResponse):
 
 def main() -> None:
     """Do one job after the other until there are no more."""
-    http.client.HTTPConnection.response_class = WatchedResponse  # type: ignore[attr-defined]
+    http.client.HTTPConnection.response_class = WatchedResponse
     client = importlib.import_module(f"with_{sys.argv[1]}")
     for line in sys.stdin:
         try:

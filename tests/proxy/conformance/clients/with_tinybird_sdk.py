@@ -15,6 +15,7 @@ def run(
     wait: bool | None,
     max_retries: int | None,
     query: str | None,
+    by: str | None,
 ) -> Any:
     """Do one job."""
     client = create_client({"base_url": base_url, "token": token})
