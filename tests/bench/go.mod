@@ -1,0 +1,3 @@
+module tinybird-proxy.invalid/bench
+
+go 1.22
