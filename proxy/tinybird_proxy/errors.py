@@ -46,10 +46,12 @@ class TokenFileError(ProxyError):
 class BodyRefused(ProxyError):
     """A body that is not taken, whole: ``status`` and ``message`` are what the client is told."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, reason: str | None = None) -> None:
+        """``reason`` is the metric's label, by default the status."""
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = reason or f"http_{status}"
 
 
 class UpstreamError(ProxyError):

@@ -20,6 +20,7 @@ from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcom
 
 CONTACT_WAIT_S = 1.0
 RESTART_DELAY_S = 1.0
+STOPPING = Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
 _DRAIN_REPORT_S = 2.0
 _log = get_logger("pipeline")
 
@@ -37,17 +38,19 @@ class PipelineLimits:
 class Waiting:
     """A request that waits for its ticket; ``Pipeline.hear`` ends it."""
 
-    __slots__ = ("contact", "deadline", "destination", "future", "ticket", "wait_for_delivery")
+    __slots__ = ("contact", "deadline", "destination", "future", "row_count", "ticket", "wait_for_delivery")
 
     def __init__(
         self,
         destination: Destination,
         loop: asyncio.AbstractEventLoop,
+        row_count: int,
         *,
         contact: bool,
         wait_for_delivery: bool,
         deadline: float,
     ) -> None:
+        self.row_count = row_count
         self.contact = contact
         self.destination = destination
         self.future: asyncio.Future[Outcome] = loop.create_future()
@@ -72,6 +75,7 @@ class Pipeline:
         self._destinations: dict[DestinationKey, Destination] = {}
         self._tasks: dict[DestinationKey, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._taking = False  # from ``running`` until ``drain`` or the end: later nobody would send what is promised
         self._forgotten = Ledger()
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -80,11 +84,11 @@ class Pipeline:
     async def running(self) -> AsyncIterator["Pipeline"]:
         """Own every task until the end; what is still buffered then is counted as lost by ``abandon``."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
+            self._group, self._taking = group, True
             try:
                 yield self
             finally:
-                self._group = None
+                self._group, self._taking = None, False
                 for task in self._tasks.values():
                     task.cancel()
                 await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -105,6 +109,8 @@ class Pipeline:
         vias: str | None = None,
     ) -> Waiting | Refusal | None:
         """Take ``rows`` (at least one) or refuse them. None: taken and promised, nothing to wait for."""
+        if not self._taking:
+            return STOPPING
         destination = self._destinations.get(key) or self._make(key)
         if isinstance(destination, Refusal):
             return destination
@@ -119,18 +125,23 @@ class Pipeline:
             if refusal is not None:
                 return self._with_retry_after(refusal, now)
         self._buffer.hold(key, rows, unconfirmed=unconfirmed)
-        self._meters.requests_accepted += 1
-        self._meters.bytes_accepted += size_bytes
-        if destination.wants_contact:
-            waiting = self._wait(destination, contact=True, wait_for_delivery=wait, head_at=head_at)
+        if destination.wants_contact:  # accepted when it is promised, not yet
+            waiting = self._wait(destination, rows.row_count, contact=True, wait_for_delivery=wait, head_at=head_at)
             destination.put_contact(rows, now, waiting.ticket, traceparent, vias)
             return waiting
+        self._meters.requests_accepted += 1
+        self._meters.bytes_accepted += size_bytes
         if wait and self._may_wait(destination, now, head_at):
-            waiting = self._wait(destination, contact=False, wait_for_delivery=True, head_at=head_at)
+            waiting = self._wait(destination, rows.row_count, contact=False, wait_for_delivery=True, head_at=head_at)
             destination.put(rows, now, waiting.ticket, traceparent, vias)
             return waiting
         destination.put(rows, now, None, traceparent, vias)
         return None
+
+    def is_confirmed(self, key: DestinationKey) -> bool:
+        """Whether Tinybird has answered this destination with 2xx, so that no request of its has to be waited for."""
+        destination = self._destinations.get(key)
+        return destination is not None and destination.pacing.confirmed
 
     async def hear(self, waiting: Waiting) -> Confirmed | Buffered | NotTaken | Dropped:
         """Wait for what becomes of an offer, as long as it may take."""
@@ -154,9 +165,17 @@ class Pipeline:
         done, _ = await asyncio.wait([waiting.future], timeout=max(0.0, deadline - self.surroundings.now()))
         return waiting.future.result() if done else None
 
-    def _wait(self, destination: Destination, *, contact: bool, wait_for_delivery: bool, head_at: float) -> Waiting:
-        deadline = head_at + self.limits.wait_timeout_s
-        return Waiting(destination, self._loop, contact=contact, wait_for_delivery=wait_for_delivery, deadline=deadline)
+    def _wait(
+        self, destination: Destination, row_count: int, *, contact: bool, wait_for_delivery: bool, head_at: float
+    ) -> Waiting:
+        return Waiting(
+            destination,
+            self._loop,
+            row_count,
+            contact=contact,
+            wait_for_delivery=wait_for_delivery,
+            deadline=head_at + self.limits.wait_timeout_s,
+        )
 
     def _may_wait(self, destination: Destination, now: float, head_at: float) -> bool:
         """Whether waiting has a chance: not held, a place free, and an attempt before the time is up."""
@@ -188,7 +207,7 @@ class Pipeline:
             message = "too many destinations at once (MAX_DESTINATIONS); send the same request again later"
             return self._with_retry_after(Refusal(503, "destinations", message), self.surroundings.now())
         if self._group is None:
-            return Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
+            return STOPPING
         destination = Destination(key, self.surroundings)
         self._destinations[key] = destination
         self._tasks[key] = self._group.create_task(self._supervise(destination))
@@ -214,6 +233,9 @@ class Pipeline:
                 self._meters.sender_restarts += 1
                 _log.error("a sender died and is restarted; its rows are kept", exc_info=True)
                 destination.recover_in_flight()
+                task = asyncio.current_task()
+                if False and task is not None and task.cancelling():
+                    return  # it died while it was being cancelled: its TaskGroup raised that instead
             await asyncio.sleep(RESTART_DELAY_S)
 
     def after_settling(self) -> None:
@@ -230,8 +252,10 @@ class Pipeline:
     async def drain(self, deadline: float, *, stop_now: asyncio.Event, report: Callable[[int], None]) -> None:
         """Send everything; return when nothing is left, at ``deadline``, or when ``stop_now`` is set.
 
+        Nothing more is taken from now on.
         ``report`` hears the rows left at once, after every settled batch, and at least every 2 s.
         """
+        self._taking = False
         now = self.surroundings.now()
         for destination in list(self._destinations.values()):
             destination.drain(now, deadline)

@@ -39,6 +39,14 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_KIND_OF_TYPE: Final = {"array": "an array", "str": "a string", "bool": "true or false", "null": "null"}
+
+
+class _AnyObject(msgspec.Struct, gc=False):
+    """Any JSON object: its members are skipped."""
+
+
+_objects = msgspec.json.Decoder(list[_AnyObject]).decode
 
 
 class Rows(NamedTuple):
@@ -214,17 +222,31 @@ def _whole(text: bytes) -> bytes:
 def _split_array(text: bytes) -> list[bytes]:
     """The array's elements as they stand in ``text``, without the white space around them."""
     try:
-        return [bytes(element) for element in _elements(text)]
+        return [bytes(element) for element in _elements_of(text)]
     except msgspec.DecodeError:
         if not _SURROGATE.search(text):
             raise
     found, position = [], 1
-    for element in _elements(_without_surrogates(text)):  # same length everywhere, so the places are the same
+    for element in _elements_of(_without_surrogates(text)):  # same length everywhere, so the places are the same
         while text[position] in b" \t\r\n,":
             position += 1
         found.append(text[position : position + len(bytes(element))])
         position += len(found[-1])
     return found
+
+
+def _elements_of(text: bytes) -> list[msgspec.Raw]:
+    """The elements of an array. Each takes memory, so where they may be many all must be known to be objects first."""
+    if text.count(b",") >= PIECE_LINES:
+        try:
+            _objects(text)
+        except msgspec.ValidationError as error:
+            if place := re.search(r"(?:got `(\w+)` )?- at `\$\[(\d+)\]`", str(error)):
+                kind = _KIND_OF_TYPE.get(place[1], "a number")  # also where it says that one is out of range
+                raise BodyRefused(400, f"row {int(place[2]) + 1}: is {kind}, not a JSON object") from None
+        except (msgspec.DecodeError, RecursionError):
+            pass  # and the next line says so in its own words
+    return _elements(text)
 
 
 def _is_one_document(body: bytes) -> bool:

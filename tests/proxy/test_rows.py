@@ -6,6 +6,7 @@ Besides the tables there is an oracle: the standard library's ``json``, told to 
 
 import json
 import random
+import tracemalloc
 from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -238,6 +239,57 @@ def test_lines_are_counted_through_blank_ones_in_every_piece() -> None:
     assert str(refusal(body)).startswith(f"row 11 (line {expected_line}): is not valid JSON")
 
 
+@pytest.mark.parametrize(
+    ("element", "kind"),
+    [
+        (b"1", "a number"),
+        (b"-1.5e3", "a number"),
+        (b"1e400", "a number"),
+        (b'"a"', "a string"),
+        (b"[{}]", "an array"),
+        (b"null", "null"),
+        (b"true", "true or false"),
+    ],
+)
+@pytest.mark.parametrize("odd", [b"{}", b'{"a":"\\ud800"}'], ids=["plain", "with a lone surrogate"])
+def test_a_large_array_that_holds_more_than_objects_is_refused_where_it_does(
+    element: bytes, kind: str, odd: bytes
+) -> None:
+    body = b"[" + odd + b",{}" * 5000 + b"," + element + b",{}]"
+    assert str(refusal(body)) == f"row 5002: is {kind}, not a JSON object"
+
+
+def test_a_large_array_of_no_objects_takes_no_memory_for_its_elements() -> None:
+    body = b"[" + b"1," * 1_000_000 + b"1]"
+    tracemalloc.start()
+    try:
+        assert str(refusal(body)) == "row 1: is a number, not a JSON object"
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("odd", [b"{}", b'{"a":"\\ud800"}'], ids=["plain", "with a lone surrogate"])
+def test_a_large_array_of_objects_becomes_its_rows(odd: bytes) -> None:
+    assert check(b"[" + odd + b" ,{}" * 5000 + b"]") == Rows(b"\n".join([odd, *[b"{}"] * 5000]), 5001)
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        (b",]", "is not valid JSON: trailing comma in array (byte {})"),
+        (b",{]", "is not valid JSON: expected '\"' (byte {})"),
+        (b"", "is not complete JSON: it ends too early"),
+        (b"," + nested(2000) + b"]", "is nested deeper than 512 levels"),
+    ],
+)
+def test_a_large_array_that_is_no_json_is_refused_as_a_small_one_is(tail: bytes, reason: str) -> None:
+    for count in (10, 5000):
+        body = b"[{}" + b",{}" * count + tail
+        refused = str(refusal(body)).replace(str(len(body) - 1), "{}").replace(str(len(body) - 2), "{}")
+        assert refused == f"row 1: the body is not one JSON document, although it begins with [: {reason}"
+
+
 # Pieces.
 
 
@@ -271,7 +323,7 @@ def test_a_row_larger_than_a_piece_is_a_piece_of_its_own() -> None:
     assert [list(map(len, lines)) for lines in _pieces(b"{}\n" + large + b"\n{}\n")] == [[2], [len(large)], [2]]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(0, 3 * PIECE_BYTES // 2) | st.integers(0, 20), max_size=12),
     st.integers(0, 3 * PIECE_LINES),
@@ -309,7 +361,7 @@ def test_a_small_body_is_one_piece(body: bytes, small: bool) -> None:
 # Cutting.
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.integers(0, 60), min_size=1, max_size=60),
     st.integers(1, 70),
@@ -377,7 +429,7 @@ def rendered(rows: Sequence[Any], style: random.Random, spaces: Sequence[str] = 
     return [render(row, style, spaces).encode() for row in rows]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(_OBJECTS, max_size=6), st.randoms(use_true_random=False))
 def test_objects_in_any_style_one_a_line_are_taken_as_they_are(objects: list[Any], style: random.Random) -> None:
     rows = rendered(objects, style)
@@ -390,7 +442,7 @@ def test_objects_in_any_style_one_a_line_are_taken_as_they_are(objects: list[Any
     assert check(body) == Rows(b"\n".join(rows), len(rows))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(_OBJECTS, max_size=6), st.randoms(use_true_random=False), st.booleans())
 def test_an_array_in_any_style_becomes_its_objects(objects: list[Any], style: random.Random, document: bool) -> None:
     spaces = ("", " ", "\n", "\r\n\t")
@@ -406,7 +458,7 @@ def test_an_array_in_any_style_becomes_its_objects(objects: list[Any], style: ra
         position = flat.index(line, position) + len(line)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(_OBJECTS, st.randoms(use_true_random=False), st.booleans())
 def test_one_object_over_several_lines_keeps_every_byte_but_its_line_breaks(
     row: Any, style: random.Random, document: bool
@@ -522,7 +574,7 @@ def near_json(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=500)
 @given(near_json())
 def test_a_body_is_accepted_exactly_if_the_standard_library_accepts_it(body: bytes) -> None:
     refused = refusal(body)
@@ -536,7 +588,7 @@ def test_a_body_is_accepted_exactly_if_the_standard_library_accepts_it(body: byt
         assert check(body).row_count == expected
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(near_json(), st.booleans())
 def test_checking_at_once_and_in_pieces_come_to_the_same(body: bytes, document: bool) -> None:
     at_once = refusal(body, document=document)
@@ -548,7 +600,7 @@ def test_checking_at_once_and_in_pieces_come_to_the_same(body: bytes, document: 
         assert (caught.value.status, caught.value.message) == (at_once.status, at_once.message)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(near_json(), st.booleans())
 def test_accepted_rows_are_lines_that_would_be_accepted_again_unchanged(body: bytes, document: bool) -> None:
     if refusal(body, document=document) is not None:
@@ -562,7 +614,7 @@ def test_accepted_rows_are_lines_that_would_be_accepted_again_unchanged(body: by
     assert all(is_row(strictly(line)) for line in lines)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(_OBJECTS, max_size=8),
     st.sampled_from([b'{"a"', b"{} {}", b"7", b'{"a":"\xff"}', b"\x00", nested(513), b'{"a":NaN}', b'"\\ud800"']),
@@ -618,7 +670,7 @@ def test_no_refusal_quotes_the_row(template: bytes, document: bool, first: bytes
     assert refused.__suppress_context__ or refused.__context__ is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(near_json(), st.integers(0, 200), st.booleans())
 def test_no_refusal_quotes_anything_of_any_body(body: bytes, at: int, document: bool) -> None:
     refused = refusal(body[:at] + MARKER.encode() + body[at:], document=document)

@@ -1,6 +1,7 @@
 """What a stopping process says: rows at risk while it drains, and in the end what was lost, why, and where from."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 from tinybird_proxy.app.exit_status import ExitStatus
@@ -34,17 +35,18 @@ class LastWords:
         imbalance = ledger.imbalance(self._pipeline.buffered_rows())
         terms = ledger.as_dict(self._pipeline.buffered_rows())
         if ledger.dropped_total:
-            lost = {
-                destination.key.name: destination.ledger.dropped_total
-                for destination in self._pipeline.destinations()
-                if destination.ledger.dropped_total
-            }
+            lost: Counter[str] = Counter()  # several clients may write to one data source
+            for destination in self._pipeline.destinations():
+                if destination.ledger.dropped_total:
+                    lost[destination.key.name] += destination.ledger.dropped_total
             in_doubt = ledger.dropped.get(DropReason.IN_DOUBT, 0)
             _log.error(
                 "stopped with rows lost",
-                extra=fields(rows_lost=ledger.dropped_total, of_them_may_have_arrived=in_doubt, data_sources=lost),
+                extra=fields(
+                    rows_lost=ledger.dropped_total, of_them_may_have_arrived=in_doubt, data_sources=dict(lost)
+                ),
             )
-            self._write(f"{ledger.dropped_total} rows lost, {in_doubt} of them may have arrived: {lost}\n")
+            self._write(f"{ledger.dropped_total} rows lost, {in_doubt} of them may have arrived: {dict(lost)}\n")
         else:
             self._write("0 rows lost\n")
         level = logging.INFO if imbalance == 0 else logging.ERROR

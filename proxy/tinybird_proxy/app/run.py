@@ -35,6 +35,7 @@ from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.pipeline import Pipeline, PipelineLimits
 from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.events import EventsRoute
+from tinybird_proxy.server.fast_lane import FastLane
 from tinybird_proxy.server.handler import PublicHandler
 from tinybird_proxy.server.http import HttpServer
 from tinybird_proxy.server.passthrough import PassThrough
@@ -48,7 +49,10 @@ from tinybird_proxy.upstream import Upstream, UpstreamSettings
 LOOP_LAG_INTERVAL_S = 0.5
 LEDGER_CHECK_INTERVAL_S = 10.0
 TRACER_CLOSE_S = 3.0
-HANDLERS_END_S = 5.0
+# Both once SHUTDOWN_TIMEOUT is over, and the first one twice: less than the 5 s that most leave before SIGKILL.
+HANDLERS_END_S = 1.0
+ADMIN_HANDLERS_END_S = 0.5
+UPLOAD_STALL_S = 60.0
 # A full listen queue looks like an unreachable host to clients; the kernel caps this at somaxconn.
 BACKLOG = 4096
 _log = get_logger("app")
@@ -101,6 +105,7 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
                 max_inflated_bytes=config.max_inflated_bytes,
                 receive_bytes=config.receive_bytes,
                 max_lines=config.buffer_size,
+                stall_s=UPLOAD_STALL_S,
             )
         )
         route = EventsRoute(
@@ -114,12 +119,13 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
         passthrough = PassThrough(upstream, secrets.gate, meters, enabled=passes)
         server = HttpServer(
             PublicHandler(route, receiver, passthrough),
+            lane=FastLane(route, small_max_bytes=receiver.small_max_bytes),
             auto_decompress=False,
             access_log=None,
             max_line_size=16 * 1024,
             max_field_size=16 * 1024,
         )
-        stack.push_async_callback(server.shutdown, HANDLERS_END_S)
+        stack.push_async_callback(_end_connections, server)
         # Ends before the server does, so that whoever still waits hears what became of the rows.
         await stack.enter_async_context(pipeline.running())
         reporter = Reporter(
@@ -132,7 +138,11 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
             started_at=now(),
             origin=config.tinybird_url,
         )
-        runner = web.AppRunner(make_admin_app(reporter, availability, secrets.admin), access_log=None)
+        runner = web.AppRunner(
+            make_admin_app(reporter, availability, secrets.admin),
+            access_log=None,
+            shutdown_timeout=ADMIN_HANDLERS_END_S,
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, admin_socket).start()
@@ -304,6 +314,12 @@ async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]
         finally:
             for task in tasks:
                 task.cancel()
+
+
+async def _end_connections(server: HttpServer) -> None:
+    """Close those on which nothing happens, at once, and give the others some time to end."""
+    server.pre_shutdown()
+    await server.shutdown(HANDLERS_END_S)
 
 
 async def _watch_loop(meters: Meters, now: Callable[[], float]) -> None:

@@ -20,13 +20,13 @@ class Chronicle:
         self._quarantine_told_at = -math.inf
         self.trouble_since: float | None = None
 
-    def trouble(self, reason: str, now: float, batch: FrozenBatch, buffered_rows: int, *, held: bool) -> None:
-        """An attempt failed."""
+    def trouble(
+        self, reason: str, now: float, batch: FrozenBatch, buffered_rows: int, *, held: bool, probed: bool = True
+    ) -> None:
+        """An attempt failed. ``probed``: the next one comes by itself."""
         if self.trouble_since is None or (held and not self._held):
             _log.warning(
-                "a destination is held: its rows are kept and probed each minute"
-                if held
-                else "a destination is not delivering; its rows are kept and sent again",
+                _sentence(buffered_rows, held=held, probed=probed),
                 extra=fields(data_source=self._data_source, reason=reason, rows=buffered_rows, batch=batch.id),
             )
         self._held = held
@@ -63,3 +63,13 @@ class Chronicle:
             )
             self._quarantined_untold = 0
             self._quarantine_told_at = now
+
+
+def _sentence(buffered_rows: int, *, held: bool, probed: bool) -> str:
+    if not held:
+        return "a destination is not delivering; its rows are kept and sent again"
+    if buffered_rows == 0:
+        return "Tinybird refuses a destination's first rows: none were taken, and its clients are told"
+    if not probed:
+        return "a destination is held: its rows are kept, and sending them again might double them: somebody has to act"
+    return "a destination is held: its rows are kept and probed each minute"

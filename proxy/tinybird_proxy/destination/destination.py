@@ -111,9 +111,11 @@ class Destination:
         """Promise the first item after all: no verdict came in time, or none that refuses it."""
         if self._contact is not None and self._contact.ticket is ticket:
             contact, self._contact = self._contact, None
+            self._s.meters.requests_accepted += 1
             for batch in contact.batches:
                 batch.promised = True
                 self.ledger.accepted += batch.row_count
+                self._s.meters.bytes_accepted += batch.size_bytes
 
     # What the pipeline asks for.
 
@@ -226,7 +228,6 @@ class Destination:
                 await self._s.buffer.record_outcome(batch)
                 self._settle(decision, batch, started_at, now)
             case Again():
-                self._chronicle.trouble(decision.reason, now, batch, self.buffered_rows(), held=False)
                 if decision.ambiguous:
                     self._mark_ambiguous(batch)
                 if decision.throttled:
@@ -234,12 +235,13 @@ class Destination:
                 else:
                     self.pacing.failed(now, started_at, decision.reason)
                 self._put_back(batch)
+                self._chronicle.trouble(decision.reason, now, batch, self.buffered_rows(), held=False)
                 if self.next_attempt_in(now) > self._s.wait_timeout_s:
                     self._stop_waiting()
             case Held():
                 if decision.ambiguous:
                     self._mark_ambiguous(batch)
-                self._hold(decision.reason, batch, now)
+                self._hold(decision.reason, batch, now, probe=decision.probe)
             case Rejected():
                 if batch.promised or self._contact is None:
                     self._hold(decision.reason, batch, now)
@@ -253,9 +255,7 @@ class Destination:
 
     def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
         """Ledger, tickets, metrics, span, and only then the buffer forgets."""
-        if not batch.promised and self._contact is not None:
-            self.keep_contact(self._contact.ticket)
-        if not outcome.unverified:
+        if outcome.mismatch or not outcome.unverified:
             self._s.upstream.counts_seen = True
         self.ledger.delivered += outcome.delivered
         self.ledger.quarantined += outcome.quarantined
@@ -265,6 +265,8 @@ class Destination:
                 ticket.resolve(Buffered())
             else:
                 ticket.part_settled(row_count, batch.row_count, outcome.quarantined)
+        if not batch.promised:
+            self._promise_contact()
         self._count_settled(batch, now)
         was_unconfirmed = self.unconfirmed
         self._let_go(batch, "unverified" if outcome.unverified else "delivered")
@@ -285,10 +287,11 @@ class Destination:
         meters.sent_raw_bytes += batch.size_bytes
         meters.sent_wire_bytes += len(batch.payload.body) if batch.payload is not None else 0
 
-    def _hold(self, reason: str, batch: FrozenBatch, now: float) -> None:
-        self._chronicle.trouble(reason, now, batch, self.buffered_rows(), held=True)
-        self.pacing.hold(now, reason)
+    def _hold(self, reason: str, batch: FrozenBatch, now: float, *, probe: bool = True) -> None:
+        self.pacing.hold(now, reason, probe=probe)
         self._put_back(batch)
+        probed = not math.isinf(self.next_attempt_in(now))
+        self._chronicle.trouble(reason, now, batch, self.buffered_rows(), held=True, probed=probed)
         self._stop_waiting()
 
     def _refuse(self, denied: Denied, batch: FrozenBatch, now: float) -> None:
@@ -311,7 +314,12 @@ class Destination:
     def _put_back(self, batch: FrozenBatch) -> None:
         """Back to the others; what was only a first contact becomes a promise, unless it is being refused."""
         self._queue.put_back(batch)
-        if not batch.promised and self._contact is not None and self.refusing is None:
+        if not batch.promised and self.refusing is None:
+            self._promise_contact()
+
+    def _promise_contact(self) -> None:
+        """A verdict that refuses nothing: the first item is promised, and who waited only for that hears it."""
+        if self._contact is not None:
             ticket = self._contact.ticket
             self.keep_contact(ticket)
             if ticket.contact_only:

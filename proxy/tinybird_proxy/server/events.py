@@ -10,8 +10,10 @@ from typing import Final, NamedTuple
 
 from tinybird_proxy.admission import Refusal
 from tinybird_proxy.batch import DestinationKey
+from tinybird_proxy.codec import ENCODINGS
+from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.pipeline import Pipeline, Waiting
-from tinybird_proxy.rows import Rows
+from tinybird_proxy.rows import Rows, check
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.availability import Availability
@@ -44,6 +46,10 @@ class Gate:
         self._clients = clients
         self._admitted.clear()
 
+    def known(self, authorization: str | None, query_text: str) -> "Heading | None":
+        """What ``heading`` said when it was asked the same before, if it was good."""
+        return self._admitted.get((authorization, query_text))
+
     def heading(self, authorization: str | None, query_text: str) -> "Heading | Answer":
         """Where the rows would go, or 400, 401 or 403.
 
@@ -51,8 +57,7 @@ class Gate:
         keyed string hash tells no more about a token than one by any other keyed hash.
         """
         asked = (authorization, query_text)
-        known = self._admitted.get(asked)
-        if known is not None:
+        if (known := self._admitted.get(asked)) is not None:
             return known
         query = parse_query(query_text)
         key = authorise(self, authorization, query)
@@ -142,6 +147,34 @@ class EventsRoute:
             self._refused["draining"] += 1
             return answers.refused(DRAINING, close=True)
         return found
+
+    def at_once(self, authorization: str | None, query_text: str) -> Heading | None:
+        """The heading of a request whose answer cannot need waiting: admitted before, its destination confirmed."""
+        heading = self.gate.known(authorization, query_text)
+        if heading is None or self._availability.refusing:
+            return None
+        key, query = heading
+        if query.ack is not None or self._buffer.ack != "memory" or (query.wait and self._honor_wait):
+            return None
+        return heading if self.pipeline.is_confirmed(key) else None
+
+    def take(
+        self, heading: Heading, body: bytes, *, head_at: float, traceparent: str | None, vias: str | None
+    ) -> Answer | Waiting:
+        """Check a small body, which came with its head, and admit its rows."""
+        try:
+            rows = check(body, document=heading.query.document)
+        except BodyRefused as refused:
+            return self.refuse_body(refused)
+        return self.admit(heading, rows, head_at=head_at, now=head_at, traceparent=traceparent, vias=vias)
+
+    def refuse_body(self, refused: BodyRefused, *, body_ended: bool = True) -> Answer:
+        """What the client is told of a body that is not taken; what is left of it cannot be skipped."""
+        self._refused[refused.reason] += 1
+        headers = [("Accept-Encoding", ", ".join(ENCODINGS))] if refused.status == 415 else []
+        if refused.status == 503:
+            headers.append(("Retry-After", "1"))
+        return answers.error(refused.status, refused.message, *headers, close=refused.status == 503 or not body_ended)
 
     def admit(
         self,

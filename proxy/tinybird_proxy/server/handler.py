@@ -5,17 +5,15 @@ from aiohttp import web
 from tinybird_proxy import codec
 from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.pipeline import Waiting
-from tinybird_proxy.rows import check
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
 from tinybird_proxy.server.http import respond
 from tinybird_proxy.server.passthrough import PassThrough
-from tinybird_proxy.server.receive import NoRoomToReceive, Receiver, small_body_at_hand
+from tinybird_proxy.server.receive import Receiver, answer_expect, small_body_at_hand
 from tinybird_proxy.upstream import VIA_HEADER
 
 LIVENESS_PATH = "/v1/liveness"
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class PublicHandler:
@@ -25,6 +23,7 @@ class PublicHandler:
         self._route = route
         self._receiver = receiver
         self._passthrough = passthrough
+        self._small_max_bytes = receiver.small_max_bytes
         self._now = route.pipeline.surroundings.now
         self._buffer = route.pipeline.surroundings.buffer
 
@@ -42,7 +41,7 @@ class PublicHandler:
         refusal = self._passthrough.refuse(request.headers, target)
         if refusal is not None:
             return respond(refusal, request)
-        await _answer_expect(request)
+        await answer_expect(request)
         return await self._passthrough.carry(request, target)
 
     async def _events(self, request: web.BaseRequest, query_text: str) -> Answer:
@@ -58,47 +57,27 @@ class PublicHandler:
             return heading
         traceparent = headers.get("traceparent") if self._route.keep_traces else None
         query = heading.query
-        try:
-            encoding = headers.get("Content-Encoding")
-            body = small_body_at_hand(request) if encoding is None else None
-            if body is not None:  # the everyday case: nothing to wait for
-                rows = check(body, document=query.document)
-                admitted = self._route.admit(
-                    heading, rows, head_at=head_at, now=head_at, traceparent=traceparent, vias=vias
-                )
-            else:
+        encoding = headers.get("Content-Encoding")
+        body = small_body_at_hand(request, self._small_max_bytes) if encoding is None else None
+        if body is not None:  # the everyday case: nothing to wait for
+            admitted = self._route.take(heading, body, head_at=head_at, traceparent=traceparent, vias=vias)
+        else:
+            try:
                 coding = codec.content_encoding(encoding or "")
-                await _answer_expect(request)
                 async with self._receiver.rows(request, coding, document=query.document) as rows:
                     admitted = self._route.admit(
                         heading, rows, head_at=head_at, now=self._now(), traceparent=traceparent, vias=vias
                     )
-        except BodyRefused as refused:
-            return self._refuse_body(refused)
+            except BodyRefused as refused:
+                return self._route.refuse_body(refused, body_ended=request.content.is_eof())
         if self._buffer.ack != "memory" and query.ack != "memory":
             await self._buffer.commit()
         if isinstance(admitted, Waiting):
-            return self._route.heard(await self._route.pipeline.hear(admitted), rows.row_count, query)
+            return self._route.heard(await self._route.pipeline.hear(admitted), admitted.row_count, query)
         return admitted
-
-    def _refuse_body(self, refused: BodyRefused) -> Answer:
-        refusals = self._route.pipeline.surroundings.meters.refused
-        if isinstance(refused, NoRoomToReceive):
-            refusals["receive_full"] += 1
-            return answers.error(503, refused.message, ("Retry-After", "1"), close=True)
-        refusals[f"http_{refused.status}"] += 1
-        extra = (("Accept-Encoding", ", ".join(codec.ENCODINGS)),) if refused.status == 415 else ()
-        return answers.error(refused.status, refused.message, *extra, close=refused.status == 413)
 
 
 def _liveness(method: str) -> Answer:
     if method not in ("GET", "HEAD"):
         return answers.error(405, "this path takes GET", ("Allow", "GET, HEAD"))
     return Answer(200, (("Content-Type", "text/plain; charset=utf-8"),), b"OK")
-
-
-async def _answer_expect(request: web.BaseRequest) -> None:
-    """curl asks before it sends a larger body."""
-    if "Expect" in request.headers and request.headers["Expect"].lower() == "100-continue":
-        await request.writer.write(_CONTINUE)
-        request.writer.output_size = 0

@@ -1,39 +1,45 @@
 """Receive a body: bounded in bytes, inflated and checked in pieces with loop turns between."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from tinybird_proxy import codec, rows
 from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.rows import Rows
+from tinybird_proxy.server.http import NOT_HTTP, Connection
 
 # Bodies up to this size need no reservation, so that a few slow uploads cannot refuse the small clients.
 UNRESERVED_BYTES: Final = 64 * 1024
-
-
-class NoRoomToReceive(BodyRefused):
-    """RECEIVE_BYTES are all reserved by other uploads."""
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LOOK_INTERVAL_S: Final = 0.5
+_ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveLimits:
-    """Bytes as sent, bytes after decompression, bytes of all larger bodies at once, and line breaks."""
+    """Bytes as sent, bytes after decompression, bytes of all larger bodies at once, and line breaks.
+
+    ``stall_s``: a body of which nothing comes for so long is given up, because what it has reserved keeps others out.
+    """
 
     max_body_bytes: int
     max_inflated_bytes: int
     receive_bytes: int
     max_lines: int
+    stall_s: float
 
 
 class Receiver:
     """Knows how much is being received at the moment."""
 
     def __init__(self, limits: ReceiveLimits) -> None:
+        self.small_max_bytes = min(rows.PIECE_LINES, limits.max_body_bytes)
         self._limits = limits
         self._reserved = 0
         self._inflating = asyncio.Lock()
@@ -53,8 +59,10 @@ class Receiver:
         try:
             body = await self._read(request, reservation)
             if encoding is not None and body:
-                body = await self._inflate(body, encoding)
-            yield await self._check(body, document=document)
+                checked = await self._inflate_and_check(body, encoding, document=document)
+            else:
+                checked = await self._check(body, document=document)
+            yield checked
         finally:
             reservation.release()
 
@@ -64,6 +72,7 @@ class Receiver:
             if length > self._limits.max_body_bytes:
                 raise self._too_large()
             reservation.grow_to(length)
+        await answer_expect(request)
         content = request.content
         if content.is_eof():
             body = content.read_nowait()
@@ -71,37 +80,42 @@ class Receiver:
                 raise self._too_large()
             return body
         found = bytearray()
-        while piece := await content.readany():
+        while piece := await next_piece(request, stall_s=self._limits.stall_s):
             if len(found) + len(piece) > self._limits.max_body_bytes:
                 raise self._too_large()
             reservation.grow_to(len(found) + len(piece))
             found += piece
         return bytes(found)
 
-    async def _inflate(self, body: bytes, encoding: str) -> bytes:
+    async def _inflate_and_check(self, body: bytes, encoding: str, *, document: bool) -> Rows:
         pieces = codec.inflate(body, encoding, self._limits.max_inflated_bytes)
         first = next(pieces, b"")
         second = next(pieces, None)
         if second is None:
-            return first
-        async with self._inflating:  # one large body at a time
+            return await self._check(first, document=document)
+        async with self._inflating:  # one large body at a time, until it is known to be good
             found = bytearray(first)
             lines = first.count(b"\n")
             piece: bytes | None = second
             while piece is not None:
                 lines += piece.count(b"\n")
                 if lines > self._limits.max_lines:
-                    raise self._too_many_lines()
+                    raise self._too_many("lines")
                 found += piece
                 await asyncio.sleep(0)
                 piece = next(pieces, None)
-            return bytes(found)
+            inflated = bytes(found)
+            del found
+            return await self._check(inflated, document=document)
 
     async def _check(self, body: bytes, *, document: bool) -> Rows:
         if rows.is_small(body):
             return rows.check(body, document=document)
         if body.count(b"\n") > self._limits.max_lines:
-            raise self._too_many_lines()
+            raise self._too_many("lines")
+        # A document is taken apart in one go, which takes time and memory for each of its objects.
+        if (document or _ARRAY.match(body)) and body.count(b"{") > self._limits.max_lines:
+            raise self._too_many("objects")
         steps = rows.check_in_pieces(body, document=document)
         while True:
             try:
@@ -114,22 +128,51 @@ class Receiver:
     def _too_large(self) -> BodyRefused:
         return BodyRefused(413, f"the body is larger than {self._limits.max_body_bytes} bytes; send it in parts")
 
-    def _too_many_lines(self) -> BodyRefused:
-        return BodyRefused(413, f"the body has more than {self._limits.max_lines} lines; send it in parts")
+    def _too_many(self, what: str) -> BodyRefused:
+        return BodyRefused(413, f"the body has more than {self._limits.max_lines} {what}; send it in parts")
 
     def _reserve(self, size_bytes: int) -> None:
         if self._reserved + size_bytes > self._limits.receive_bytes:
-            raise NoRoomToReceive(503, "too many large uploads at once; send the same request again later")
+            raise BodyRefused(
+                503, "too many large uploads at once; send the same request again later", reason="receive_full"
+            )
         self._reserved += size_bytes
 
     def _release(self, size_bytes: int) -> None:
         self._reserved -= size_bytes
 
 
-def small_body_at_hand(request: web.BaseRequest) -> bytes | None:
-    """The body if it is here already and so short that it cannot be more than one piece; else None."""
+async def answer_expect(request: web.BaseRequest) -> None:
+    """Tell a client to go on that asked before it sends its body, as curl does with a larger one."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0
+
+
+async def next_piece(request: web.BaseRequest, *, stall_s: float) -> bytes:
+    """What has come of the body; empty at its end. Raises ``BodyRefused`` if it is not HTTP, or nothing comes."""
+    waited_s = 0.0
+    while True:
+        try:
+            async with asyncio.timeout(_LOOK_INTERVAL_S) as look:
+                return await request.content.readany()
+        except TimeoutError:
+            if not look.expired():
+                raise  # the connection's own
+        if isinstance(request.protocol, Connection) and request.protocol.broken:
+            raise BodyRefused(400, NOT_HTTP)
+        waited_s += _LOOK_INTERVAL_S
+        if waited_s >= stall_s:
+            raise BodyRefused(408, f"nothing of the body came for {stall_s:g} s; send the same request again")
+
+
+def small_body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:
+    """The body if it is here already and so short that it cannot be more than one piece; else None.
+
+    ``max_bytes`` is the receiver's ``small_max_bytes``.
+    """
     content = request.content
-    if not content.is_eof() or content.total_bytes > rows.PIECE_LINES:
+    if not content.is_eof() or content.total_bytes > max_bytes:
         return None
     return content.read_nowait()
 

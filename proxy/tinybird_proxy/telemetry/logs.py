@@ -55,11 +55,16 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        values = " ".join(f"{name}={value}" for name, value in getattr(record, "fields", {}).items())
+        values = " ".join(f"{name}={_on_one_line(value)}" for name, value in getattr(record, "fields", {}).items())
         line = f"{when} {record.levelname:<7} {record.getMessage()}"
         if record.exc_info and record.exc_info[0] is not None:
             line += f" [{_where(record)}]"
         return f"{line}  {values}" if values else line
+
+
+def _on_one_line(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _where(record: logging.LogRecord) -> str:

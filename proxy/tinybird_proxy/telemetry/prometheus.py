@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import Ledger
+from tinybird_proxy.ledger import DropReason, Ledger
 from tinybird_proxy.pacing import State
 from tinybird_proxy.telemetry.meters import Histogram, Meters
 
@@ -110,7 +110,9 @@ def _families(s: Snapshot) -> Iterator[Metric]:
 def _ledger(s: Snapshot) -> Iterator[Metric]:
     for term in ("accepted", "recovered", "replayed", "delivered", "quarantined", "unverified", "dead_lettered"):
         yield _counter(f"rows_{term}", f"Rows {term.replace('_', '-')}: a term of the ledger.", getattr(s.ledger, term))
-    yield _counters("rows_dropped", "Rows lost: a term of the ledger.", "reason", s.ledger.dropped)
+    # At 0 from the start: what appears only with its first row shows no increase.
+    dropped = {**dict.fromkeys(map(str, DropReason), 0), **s.ledger.dropped}
+    yield _counters("rows_dropped", "Rows lost: a term of the ledger.", "reason", dropped)
     yield _counter(
         "rows_ambiguous", "Rows whose outcome was once unknown: at most so many doubled.", s.ledger.ambiguous
     )
