@@ -22,6 +22,8 @@ CONTACT_WAIT_S = 1.0
 RESTART_DELAY_S = 1.0
 STOPPING = Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
 _DRAIN_REPORT_S = 2.0
+# A timer may fire before its time by the clock's resolution: no turns for nothing then.
+_SHORTEST_WAIT_S = 0.001
 _log = get_logger("pipeline")
 
 
@@ -234,7 +236,7 @@ class Pipeline:
                 _log.error("a sender died and is restarted; its rows are kept", exc_info=True)
                 destination.recover_in_flight()
                 task = asyncio.current_task()
-                if False and task is not None and task.cancelling():
+                if task is not None and task.cancelling():
                     return  # it died while it was being cancelled: its TaskGroup raised that instead
             await asyncio.sleep(RESTART_DELAY_S)
 
@@ -274,7 +276,7 @@ class Pipeline:
                 try:
                     await asyncio.wait(
                         [changed, stopping],
-                        timeout=min(_DRAIN_REPORT_S, deadline - now),
+                        timeout=max(_SHORTEST_WAIT_S, min(_DRAIN_REPORT_S, deadline - now)),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                 finally:

@@ -7,7 +7,7 @@ type says whether Tinybird may have taken the rows. It never retries, follows no
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +28,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 SESSION_AGE_MAX_S: Final = 60.0
 _REPLY_MAX_BYTES: Final = 64 * 1024
 _WRITE_PIECE_BYTES: Final = 256 * 1024
+# Anything shorter is no secret, and may stand in an answer by chance.
+_TOKEN_MIN_CHARS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,8 @@ class Upstream:
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         proxy = settings.proxies.get(parts.scheme)
+        if proxy is not None and "://" not in proxy:
+            proxy = f"http://{proxy}"  # as curl takes it
         self._proxy = None if proxy is None or settings.bypasses_proxy(self.host) else proxy
         # Counts that were readable once: this URL answers like Tinybird.
         self.counts_seen = False
@@ -155,7 +159,7 @@ class Upstream:
                         allow_redirects=False,
                     ) as response,
                 ):
-                    body = await _read_at_most(response.content, _REPLY_MAX_BYTES)
+                    body = _without(token, await _read_at_most(response.content, _REPLY_MAX_BYTES))
                     return Reply(
                         response.status, {name.lower(): value for name, value in response.headers.items()}, body
                     )
@@ -180,11 +184,11 @@ class Upstream:
         path_and_query: str,
         *,
         headers: list[tuple[str, str]],
-        body: AsyncIterator[bytes] | None,
+        body: AsyncIterable[bytes] | None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Pass a request on as it is, streaming both ways. Raises ``ConnectFailed`` or ``ConnectionBroken``.
+        """Pass a request on as it is, streaming both ways. Raises ``ConnectFailed`` or ``ResponseTimeout``.
 
-        ``path_and_query`` begins with a single slash and goes out unchanged.
+        ``path_and_query`` begins with a single slash and goes out unchanged. ``pieces`` reads the answer's body.
         """
         async with self._use() as client:
             try:
@@ -208,6 +212,21 @@ class Upstream:
                 yield response
             finally:
                 response.close()
+
+    async def pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The body of an answer as it comes. Raises ``ConnectionBroken`` or ``ResponseTimeout``."""
+        try:
+            while True:
+                # aiohttp's own read timeout ends where a body turns out not to be HTTP: it would wait for ever.
+                async with asyncio.timeout(self._settings.timeout_s):
+                    piece = await response.content.readany()
+                if not piece:
+                    return
+                yield piece
+        except TimeoutError as error:
+            raise ResponseTimeout(f"nothing more came from {self.host} for {self._settings.timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionBroken(f"the connection to {self.host} broke: {_what_broke(error)}") from error
 
     @asynccontextmanager
     async def _use(self) -> AsyncIterator[aiohttp.ClientSession]:
@@ -262,6 +281,11 @@ async def _read_at_most(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
     return bytes(found)
 
 
+def _without(token: str, body: bytes) -> bytes:
+    """``body`` without our token: what an answer says is logged and shown, and some repeat what they were asked."""
+    return body.replace(token.encode(), b"(token)") if len(token) >= _TOKEN_MIN_CHARS else body
+
+
 def _what_broke(error: Exception) -> str:
     """A short clause without addresses of ours or anything that was sent."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
@@ -272,6 +296,8 @@ def _what_broke(error: Exception) -> str:
         return "TLS failed"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the HTTP proxy refused ({error.status})"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"the HTTP proxy: {os.strerror(error.errno).lower() if error.errno else 'cannot be reached'}"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it was closed without an answer"
     if isinstance(error, OSError) and error.errno:

@@ -1,4 +1,4 @@
-"""What tests of the ports start: proxies inside the test or as processes, plain servers, and a client that hides nothing.
+"""What tests of the ports start: proxies inside the test or as processes, plain servers, a client that hides nothing.
 
 Everything listens on loopback and on a free port. Whatever is waited for has a deadline.
 """
@@ -47,7 +47,7 @@ async def running_proxy(env: Mapping[str, str], *, instance: str = "proxy-1") ->
         for proxy in proxies:
             proxy.pipeline.probe_all()
 
-    secrets = load_secrets(config, utc_s=time.time(), hash_key=b"a key", on_new_token=probe_all)
+    secrets = load_secrets(config, utc_now=time.time, hash_key=b"a key", on_new_token=probe_all)
     async with running(config, secrets, instance=instance, env=env) as proxy:
         proxies.append(proxy)
         yield proxy
@@ -72,11 +72,13 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(emulator: Mapping[str, Any] | None = None, **env: str | None) -> AsyncIterator[World]:
+async def running_world(emulator: Mapping[str, Any] | None = None, /, **env: str | None) -> AsyncIterator[World]:
     """Both, until the block ends. ``emulator`` holds settings of the emulator, ``env`` variables of the proxy."""
-    async with running_tinybird(**(emulator or {})) as tinybird:
-        async with running_proxy(environment(tinybird.url, **env)) as proxy:
-            yield World(proxy, tinybird)
+    async with (
+        running_tinybird(**(emulator or {})) as tinybird,
+        running_proxy(environment(tinybird.url, **env)) as proxy,
+    ):
+        yield World(proxy, tinybird)
 
 
 @asynccontextmanager
@@ -297,6 +299,12 @@ class Peer:
             size = int(await self.reader.readuntil(b"\r\n"), 16)
             return (await self.reader.readexactly(size + 2))[:-2]
 
+    def pause(self) -> None:
+        """Read nothing more from the connection."""
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+
     async def rest(self) -> bytes:
         """Everything until the other side closes the connection."""
         async with asyncio.timeout(DEADLINE_S):
@@ -402,7 +410,7 @@ async def asked(peer: Peer) -> Asked:
 
 @asynccontextmanager
 async def serving(
-    handle: Callable[[Peer], Awaitable[None]], *, tls: ssl.SSLContext | None = None
+    handle: Callable[[Peer], Awaitable[None]], *, tls: ssl.SSLContext | None = None, limit: int = _LINE_MAX_BYTES
 ) -> AsyncIterator[int]:
     """A server that calls ``handle`` for each connection and closes it after that; its port. A failure is raised."""
     async with asyncio.TaskGroup() as group:
@@ -421,7 +429,7 @@ async def serving(
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             tasks.add(group.create_task(serve_one(reader, writer)))
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls, limit=_LINE_MAX_BYTES)
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls, limit=limit)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
@@ -441,7 +449,7 @@ async def until(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]], *, wi
 
 
 class PlainTinybird:
-    """Answers every request with 200 and counts, and keeps what it was asked, byte for byte. Made by `plain_tinybird`."""
+    """Answers every request with 200 and counts, and keeps what it was asked. Made by `plain_tinybird`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -473,3 +481,37 @@ def answer_bytes(status: int, body: bytes = b"", *headers: tuple[str, str]) -> b
     lines = [f"HTTP/1.1 {status} Whatever", *(f"{name}: {value}" for name, value in headers)]
     lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+# Certificates, made with the openssl command.
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=DEADLINE_S)
+
+
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
+
+
+def make_authority(directory: Path) -> Path:
+    """``ca.pem`` and its key in ``directory``, which is returned."""
+    paths = ("-keyout", str(directory / "ca.key"), "-out", str(directory / "ca.pem"))
+    _openssl("req", "-x509", *_KEY, *paths, "-days", "2", "-subj", "/CN=Test authority")
+    return directory
+
+
+def make_certificate(authority: Path, name: str, *, label: str = "") -> tuple[Path, Path]:
+    """A certificate for ``name`` and its key. ``label`` tells two for one name apart."""
+    cert, key = (authority / f"{label}{name}.{kind}" for kind in ("pem", "key"))
+    ca = ("-CA", str(authority / "ca.pem"), "-CAkey", str(authority / "ca.key"))
+    san = ("-addext", f"subjectAltName=DNS:{name}")
+    subject = ("-subj", f"/CN={label}{name}")
+    _openssl("req", "-x509", *_KEY, *ca, "-keyout", str(key), "-out", str(cert), "-days", "1", *subject, *san)
+    return cert, key
+
+
+def server_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    """What a TLS server of a test needs."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*map(str, certificate))
+    return context

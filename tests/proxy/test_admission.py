@@ -80,6 +80,19 @@ def test_in_a_large_buffer_the_unconfirmed_share_is_five_percent(
     assert told(refuse(UNCONFIRMED, 1, size, occupancy, LARGE)) == answer
 
 
+def test_in_a_tiny_buffer_the_unconfirmed_share_is_one_row() -> None:
+    tiny = Capacity(max_rows=10, max_bytes=100_000, max_body_bytes=10_000)
+    assert refuse(UNCONFIRMED, 1, 10, held(), tiny) is None
+    assert told(refuse(UNCONFIRMED, 1, 10, held(1, 10, 1, 10), tiny)) == UNCONFIRMED_SHARE
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "room"), [(10, 1000, True), (11, 1000, False), (10, 1001, False)], ids=["just", "rows", "bytes"]
+)
+def test_there_is_room_up_to_the_plain_capacity(rows: int, size: int, room: bool) -> None:
+    assert has_room(rows, size, held(990, 99_000), CAPACITY) is room
+
+
 @pytest.mark.parametrize("standing", Standing)
 @pytest.mark.parametrize(("rows", "size"), [(1001, 10), (1, 100_001)], ids=["rows", "bytes"])
 def test_what_could_not_fit_an_empty_buffer_is_too_large_for_anybody(standing: Standing, rows: int, size: int) -> None:
@@ -165,6 +178,7 @@ def test_the_headroom_is_a_tenth_to_the_row(max_rows: int) -> None:
         pytest.param(1000, 0.001, 60, id="at most a minute"),
         pytest.param(50, 10.0, 5, id="no more than what is held"),
         pytest.param(0, 10.0, 1, id="nothing held"),
+        pytest.param(0, 0.5, 2, id="nothing held: as if it were one row"),
         pytest.param(0, 5e-324, 60, id="hardly any rate"),
     ],
 )

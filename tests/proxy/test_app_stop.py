@@ -2,28 +2,24 @@
 
 import asyncio
 import itertools
+import os
 import random
 import re
 import signal
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.proxy.running import (
-    TOKEN,
     Peer,
-    ProxyProcess,
     ask,
     connected,
     environment,
     post,
     request,
     running_process,
-    running_proxy,
     running_tinybird,
     running_world,
     serving,
@@ -53,14 +49,24 @@ async def _fill(port: int, row_count: int, *, name: str = "hits") -> list[bytes]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_delivers_everything_that_was_accepted_exactly_once(number: signal.Signals) -> None:
-    async with running_tinybird() as tinybird, running_process(environment(tinybird.url, **LATER)) as proxy:
-        rows = await _fill(proxy.port, 300)
-        assert (await proxy.status())["buffer"]["rows"] > 0
+async def test_a_signal_delivers_a_full_buffer_exactly_once(number: signal.Signals) -> None:
+    env = {"BUFFER_SIZE": "300", "BATCH_SIZE": "300", **LATER}
+    async with running_tinybird() as tinybird, running_process(environment(tinybird.url, **env)) as proxy:
+        names = ("hits", "clicks", "views")  # none of them fills a batch
+        rows = {name: await _fill(proxy.port, 100, name=name) for name in names}
+        for n in itertools.count():
+            name, row = names[n % 3], b'{"more":%d}' % n
+            if (await post(proxy.port, f"name={name}", row)).status != 202:
+                break
+            rows[name].append(row)
+        status = await proxy.status()
+        assert status["buffer"]["utilisation"] >= 1
+        assert status["requests"]["refused"] == {"buffer_full": 1}
         assert await proxy.stop(number) == 0
-        assert sorted(await tinybird.rows("hits")) == sorted(rows)
+        for name in names:
+            assert sorted(await tinybird.rows(name)) == sorted(rows[name])
         stopped = await proxy.logged("stopped", balances=True)
-        assert stopped["ledger"]["accepted"] == stopped["ledger"]["delivered"] == 300
+        assert stopped["ledger"]["accepted"] == stopped["ledger"]["delivered"] == sum(map(len, rows.values()))
         assert stopped["ledger"]["buffered"] == 0
         assert {line["level"] for line in proxy.lines} == {"info"}
 
@@ -123,7 +129,7 @@ async def test_an_upload_that_stands_still_holds_no_stop_up() -> None:
 
 
 async def test_during_the_delay_it_is_unready_and_takes_rows_and_then_it_refuses_and_delivers() -> None:
-    env = {**LATER, "DRAIN_DELAY": "700ms", "SHUTDOWN_TIMEOUT": "20s"}
+    env = {**LATER, "DRAIN_DELAY": "1s", "SHUTDOWN_TIMEOUT": "20s"}
     async with running_tinybird() as tinybird, running_process(environment(tinybird.url, **env)) as proxy:
         await _fill(proxy.port, 2)
         tinybird.set_faults(Fault(status=503))  # so that the drain lasts until this test has seen it
@@ -314,4 +320,4 @@ async def test_without_a_termination_log_none_is_made(tmp_path: Path) -> None:
         words = LastWords(world.proxy.pipeline, tmp_path / "termination-log")
         words.at_risk(0)
     assert words.farewell() is ExitStatus.NOTHING_LOST
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []

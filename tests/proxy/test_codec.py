@@ -100,6 +100,11 @@ def test_what_was_packed_comes_out_again(encoding: str, pack: Callable[[bytes], 
     assert inflated(pack(ROWS), encoding) == ROWS
 
 
+def test_a_bare_deflate_stream_is_recognised_although_it_begins_almost_like_zlib() -> None:
+    stored, last = b"\x08\x05\x00\xfa\xff{'a'}", b"\x01\x00\x00\xff\xff"  # 8 is padding here, not zlib's method
+    assert inflated(stored + last, "deflate") == b"{'a'}"
+
+
 @every_format
 def test_a_packed_nothing_is_nothing(encoding: str, pack: Callable[[bytes], bytes]) -> None:
     assert inflated(pack(b""), encoding) == b""

@@ -259,6 +259,44 @@ def test_good_values_are_taken(variable: str, text: str, expected: Any) -> None:
     assert value(variable, text) == expected
 
 
+# Below, lowest, highest, above.
+BOUNDS: Final = {
+    "PORT": ("-1", "0", "65535", "65536"),
+    "ADMIN_PORT": ("-1", "0", "65535", "65536"),
+    "BATCH_SIZE": ("0", "1", "10000000", "10000001"),
+    "BATCH_BYTES": ("999", "1000", "1GB", "1000000001"),
+    "FLUSH_INTERVAL": ("0.9ms", "1ms", "1h", "3601s"),
+    "BUFFER_SIZE": ("0", "1", "1000000000", "1000000001"),
+    "BUFFER_BYTES": ("999", "1000", "1000GB", "1000000000001"),
+    "RECEIVE_BYTES": ("65535", "64Ki", "1000GB", "1000000000001"),
+    "MAX_BODY_BYTES": ("0", "1", "1GB", "1000000001"),
+    "MAX_INFLATED_BYTES": ("0", "1", "1GB", "1000000001"),
+    "MAX_DESTINATIONS": ("0", "1", "100000", "100001"),
+    "UPSTREAM_RATE": ("0.009", "0.01", "100000", "100000.1"),
+    "UPSTREAM_CONCURRENCY": ("0", "1", "1000", "1001"),
+    "UPSTREAM_TIMEOUT": ("99ms", "100ms", "1h", "3601s"),
+    "WAIT_TIMEOUT": ("99ms", "100ms", "1h", "3601s"),
+    "MAX_WAITERS": ("-1", "0", "1000000", "1000001"),
+    "DRAIN_DELAY": ("-1s", "0s", "1h", "3601s"),
+    "SHUTDOWN_TIMEOUT": ("-1s", "0s", "1d", "86401s"),
+}
+
+
+@pytest.mark.parametrize(("variable", "bounds"), BOUNDS.items(), ids=BOUNDS)
+def test_every_number_has_bounds(variable: str, bounds: tuple[str, str, str, str]) -> None:
+    parse = next(option.parse for option in OPTIONS if option.variable == variable)
+    below, lowest, highest, above = bounds
+    assert parse(lowest) <= parse(highest)
+    for outside in (below, above):
+        with pytest.raises(ValueError, match=r"^must be "):
+            parse(outside)
+
+
+def test_no_number_is_without_bounds() -> None:
+    numbers = {variable for variable, default in DEFAULTS.items() if type(default) in (int, float)}
+    assert set(BOUNDS) == numbers
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.variable)
 @pytest.mark.parametrize("empty", ["", "  \n"], ids=["empty", "blank"])
 def test_a_variable_that_is_set_but_empty_stops_the_start(option: Any, empty: str) -> None:

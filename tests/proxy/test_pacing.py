@@ -214,6 +214,15 @@ def test_a_success_older_than_the_failure_lifts_no_pause() -> None:
     assert pacing.ready_at(10.5, 0) <= 10.5
 
 
+def test_what_began_in_the_very_moment_of_a_failure_counts_as_in_flight_then() -> None:
+    # The event loop's clock stands still for a millisecond, and many requests may leave in one.
+    pacing = delivering()
+    pacing.failed(10.0, 9.0, "down")
+    pacing.failed(10.2, 10.0, "down")
+    pacing.succeeded(10.0)
+    assert (pacing.state, pacing.paused_until) == (State.FAILING, 10.5)
+
+
 # Throttling.
 
 
@@ -377,7 +386,8 @@ def test_no_pause_outlasts_the_last_attempt_before_the_deadline(retry_after_s: f
     [
         pytest.param(101.0, 10.0, 111.0, id="a pause that ends in time"),
         pytest.param(101.0, 60.0, 120.0, id="one that would not"),
-        pytest.param(120.5, 60.0, math.inf, id="one after the last attempt"),
+        pytest.param(120.0, 60.0, math.inf, id="one that begins with the last attempt"),
+        pytest.param(120.5, 60.0, math.inf, id="one after it"),
     ],
 )
 def test_a_pause_that_begins_while_draining_ends_before_the_deadline_or_never(

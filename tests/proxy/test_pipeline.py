@@ -883,7 +883,7 @@ class Play:
             seen |= set(numbers)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS, replies=REPLIES, ending=ENDINGS, seed=st.integers(0, 5))
 def test_whatever_happens_every_row_is_accounted_for(
     steps: list[Offer | Pass | Happening], replies: list[tuple[Script, float]], ending: Ending, seed: int

@@ -134,6 +134,12 @@ every_answer = st.one_of(
 )
 
 
+def test_a_connection_goes_on_unless_somebody_says_otherwise() -> None:
+    for answer in (answers.taken(1, "memory"), answers.error(400, "x"), answers.refused(FULL), answers.refused(LARGE)):
+        assert not answer.close
+    assert not answers.delivered(1, 0, batch=None).close
+
+
 @settings(deadline=None, max_examples=300)
 @given(every_answer)
 def test_every_answer_keeps_the_rules(answer: Answer) -> None:

@@ -45,6 +45,15 @@ async def test_with_a_delay_a_drain_is_unready_first_and_refuses_later() -> None
 
 
 @pytest.mark.looptime
+async def test_a_short_delay_is_a_delay_too() -> None:
+    availability = started(drain_delay_s=0.5)
+    availability.begin_drain()
+    assert not availability.refusing
+    await asyncio.sleep(0.6)
+    assert availability.refusing
+
+
+@pytest.mark.looptime
 async def test_beginning_twice_does_not_begin_again() -> None:
     availability = started(drain_delay_s=5.0)
     availability.begin_drain()

@@ -1,6 +1,5 @@
 """Who may write, what a client hears, and what of a request goes on to Tinybird."""
 
-import asyncio
 import time
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 from tests.proxy.running import (
     TOKEN,
     Answer,
-    World,
     ask,
     connected,
     environment,
@@ -16,7 +14,6 @@ from tests.proxy.running import (
     post,
     request,
     running_proxy,
-    running_tinybird,
     running_world,
     until,
 )
@@ -484,20 +481,19 @@ async def test_of_a_pretty_printed_document_only_the_line_breaks_change() -> Non
 
 
 async def test_parameters_of_tinybirds_own_are_kept_apart_and_passed_on_and_others_are_not() -> None:
-    async with plain_tinybird() as tinybird:
-        async with running_proxy(environment(tinybird.url, COMPRESSION="none")) as proxy:
-            for query in (
-                "name=hits&from=ts-sdk&mode=append&format=ndjson&cli_version=1",
-                "__tb__min_deployment=7&name=hits",
-                "name=hits&__tb__min_deployment=8",
-                "name=hits&__tb__deployment=staging&__tb__min_deployment=7",
-                "name=hits&__tb__min_deployment=7&__tb__deployment=staging",
-                "name=hits&__tb_min_deployment=7",
-                "name=hits&__tb__semver=%20%26+%3D%23%C3%BC",
-            ):
-                assert (await post(proxy.port, query)).status == 202
-            await until(lambda: sum(body.count(b"{") for _, body in tinybird.asked) == 7)
-            assert len(proxy.pipeline.destinations()) == 6
+    async with plain_tinybird() as tinybird, running_proxy(environment(tinybird.url, COMPRESSION="none")) as proxy:
+        for query in (
+            "name=hits&from=ts-sdk&mode=append&format=ndjson&cli_version=1",
+            "__tb__min_deployment=7&name=hits",
+            "name=hits&__tb__min_deployment=8",
+            "name=hits&__tb__deployment=staging&__tb__min_deployment=7",
+            "name=hits&__tb__min_deployment=7&__tb__deployment=staging",
+            "name=hits&__tb_min_deployment=7",
+            "name=hits&__tb__semver=%20%26+%3D%23%C3%BC",
+        ):
+            assert (await post(proxy.port, query)).status == 202
+        await until(lambda: sum(body.count(b"{") for _, body in tinybird.asked) == 7)
+        assert len(proxy.pipeline.destinations()) == 6
     assert sorted({head.target for head, _ in tinybird.asked}) == [
         "/v0/events?name=hits&__tb__deployment=staging&__tb__min_deployment=7&wait=true",
         "/v0/events?name=hits&__tb__min_deployment=7&wait=true",
@@ -523,18 +519,19 @@ async def test_parameters_of_tinybirds_own_are_kept_apart_and_passed_on_and_othe
     ],
 )
 async def test_a_name_is_quoted_so_that_it_stays_a_name(asked: str, sent: str) -> None:
-    async with plain_tinybird() as tinybird:
-        async with running_proxy(environment(tinybird.url)) as proxy:
-            assert (await post(proxy.port, f"name={asked}&wait=true")).status == 200
+    async with plain_tinybird() as tinybird, running_proxy(environment(tinybird.url)) as proxy:
+        assert (await post(proxy.port, f"name={asked}&wait=true")).status == 200
     assert [head.target for head, _ in tinybird.asked] == [f"/v0/events?name={sent}&wait=true"]
 
 
 async def test_no_token_ever_stands_in_the_query_that_tinybird_gets() -> None:
-    async with plain_tinybird() as tinybird:
-        async with running_proxy(environment(tinybird.url, TINYBIRD_TOKEN=None, UPSTREAM_WAIT="false")) as proxy:
-            assert (await post(proxy.port, "token=in-query&name=hits", token=None)).status == 202
-            assert (await post(proxy.port, "token=in-query&name=hits", token="in-header")).status == 202
-            await until(lambda: len(tinybird.asked) == 2)
+    async with (
+        plain_tinybird() as tinybird,
+        running_proxy(environment(tinybird.url, TINYBIRD_TOKEN=None, UPSTREAM_WAIT="false")) as proxy,
+    ):
+        assert (await post(proxy.port, "token=in-query&name=hits", token=None)).status == 202
+        assert (await post(proxy.port, "token=in-query&name=hits", token="in-header")).status == 202
+        await until(lambda: len(tinybird.asked) == 2)
     assert [head["Authorization"] for head, _ in tinybird.asked] == ["Bearer in-query", "Bearer in-header"]
     # The first contact of a client's own token waits for the verdict all the same.
     assert {head.target.partition("&")[0] for head, _ in tinybird.asked} == {"/v0/events?name=hits"}
@@ -542,10 +539,9 @@ async def test_no_token_ever_stands_in_the_query_that_tinybird_gets() -> None:
 
 
 async def test_the_headers_that_tinybird_gets_are_these() -> None:
-    async with plain_tinybird() as tinybird:
-        async with running_proxy(environment(tinybird.url)) as proxy:
-            headers = {"Cookie": "secret=1", "X-Forwarded-For": "10.0.0.1", "Content-Type": "text/plain"}
-            assert (await post(proxy.port, "name=hits&wait=true", headers=headers)).status == 200
+    async with plain_tinybird() as tinybird, running_proxy(environment(tinybird.url)) as proxy:
+        headers = {"Cookie": "secret=1", "X-Forwarded-For": "10.0.0.1", "Content-Type": "text/plain"}
+        assert (await post(proxy.port, "name=hits&wait=true", headers=headers)).status == 200
     ((head, _),) = tinybird.asked
     sent = dict(head.headers)
     assert sent.pop("Host") == tinybird.url.removeprefix("http://")

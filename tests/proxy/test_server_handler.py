@@ -1,12 +1,10 @@
 """Which paths, targets and methods the public port takes, and what it tells browsers."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.proxy.running import TOKEN, World, ask, connected, request, running_world
+from tests.proxy.running import World, ask, connected, request, running_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome, Ticket
 
 
-def ticket(*, parts: int = 1) -> tuple[Ticket, list[Outcome]]:
-    """A ticket for an item in so many batches, and what was told with it so far."""
+def ticket(*, parts: int | None = None) -> tuple[Ticket, list[Outcome]]:
+    """A ticket for an item in so many batches (one, if nobody says so), and what was told with it so far."""
     told: list[Outcome] = []
     made = Ticket(told.append, contact_only=False)
-    made.parts = parts
+    if parts is not None:
+        made.parts = parts
     return made, told
 
 

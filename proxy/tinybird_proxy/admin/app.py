@@ -1,12 +1,14 @@
 """The admin port's routes, and who may use them."""
 
 import ipaddress
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tinybird_proxy.admin.status import Reporter
 from tinybird_proxy.server.availability import Availability
@@ -16,8 +18,17 @@ from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.tokens import same
 
 ACTION_HEADER = "X-Tinybird-Proxy"
+# For aiohttp, which logs at ERROR whatever a port scanner sends.
+SERVER_LOGGER = get_logger("admin.server")
 _log = get_logger("admin")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+SERVER_LOGGER.addFilter(_is_our_fault)
 
 
 class AdminToken:

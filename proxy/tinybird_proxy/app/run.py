@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 from aiohttp import web
 
 from tinybird_proxy import __version__, codec
-from tinybird_proxy.admin.app import make_admin_app
+from tinybird_proxy.admin.app import SERVER_LOGGER, make_admin_app
 from tinybird_proxy.admin.status import Reporter
 from tinybird_proxy.admission import Capacity
 from tinybird_proxy.app.exit_status import ExitStatus
@@ -141,6 +141,7 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
         runner = web.AppRunner(
             make_admin_app(reporter, availability, secrets.admin),
             access_log=None,
+            logger=SERVER_LOGGER,
             shutdown_timeout=ADMIN_HANDLERS_END_S,
         )
         await runner.setup()
@@ -178,7 +179,7 @@ async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
         for pipeline in pipelines:
             pipeline.probe_all()
 
-    secrets = load_secrets(config, utc_s=utc_seconds(), hash_key=os.urandom(32), on_new_token=probe_all)
+    secrets = load_secrets(config, utc_now=utc_seconds, hash_key=os.urandom(32), on_new_token=probe_all)
     async with running(config, secrets, instance=instance, env=env) as proxy:
         pipelines.append(proxy.pipeline)
         _say_hello(config, proxy, instance)

@@ -27,10 +27,12 @@ class Secrets:
     files: list[WatchedFile]
 
 
-def load_secrets(config: Config, *, utc_s: float, hash_key: bytes, on_new_token: Callable[[], None]) -> Secrets:
+def load_secrets(
+    config: Config, *, utc_now: Callable[[], float], hash_key: bytes, on_new_token: Callable[[], None]
+) -> Secrets:
     """Read all tokens. Raises ``ConfigError`` with every problem; blocks, so call it before the loop runs.
 
-    ``on_new_token`` is called when Tinybird's token changes later on.
+    ``utc_now`` is in UNIX seconds; ``on_new_token`` is called when Tinybird's token changes later on.
     """
     problems: list[Problem] = []
     secrets = Secrets(None, Gate(own_token_mode=config.own_token_mode), AdminToken(config.admin_token), None, [])
@@ -50,11 +52,11 @@ def load_secrets(config: Config, *, utc_s: float, hash_key: bytes, on_new_token:
         secrets.files.append(file)
 
     if config.own_token_mode:
-        own = secrets.own_token = OwnToken(config.tinybird_token, utc_s)
+        own = secrets.own_token = OwnToken(config.tinybird_token, utc_now())
         if config.tinybird_token_file is not None:
 
             def offer(text: str) -> None:
-                if own.offer(single_token(text), utc_s):
+                if own.offer(single_token(text), utc_now()):
                     on_new_token()
 
             watch("TINYBIRD_TOKEN_FILE", config.tinybird_token_file, offer, may_be_missing=config.token_file_wait)
@@ -87,7 +89,10 @@ def _load_tls(cert_path: str, key_path: str, secrets: Secrets, problems: list[Pr
 
     def load(_: str) -> None:
         try:
-            context.load_cert_chain(cert_path, key_path)
+            # A pair that fails leaves a context without any, so it is tried in another one first. And no passphrase:
+            # without this argument OpenSSL would ask for it on the terminal, and everything would wait.
+            for tried in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+                tried.load_cert_chain(cert_path, key_path, password="")
         except (OSError, ssl.SSLError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
             raise TokenFileError(f"certificate and key cannot be used together: {reason}".lower()) from error

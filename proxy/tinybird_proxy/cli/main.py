@@ -46,7 +46,7 @@ def check(upstream: bool) -> None:
 
     config = _config_or_exit()
     try:
-        secrets = load_secrets(config, utc_s=0.0, hash_key=b"check", on_new_token=lambda: None)
+        secrets = load_secrets(config, utc_now=lambda: 0.0, hash_key=b"check", on_new_token=lambda: None)
     except ConfigError as error:
         _exit_with(error.problems)
     for variable, value in describe(config):

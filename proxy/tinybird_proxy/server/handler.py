@@ -33,7 +33,7 @@ class PublicHandler:
         path, _, query = target.partition("?")
         if path == PATH:
             return respond(await self._events(request, query), request)
-        if not target.startswith("/") or target.startswith("//"):
+        if not target.startswith("/") or target.startswith("//") or "#" in target:
             message = "the request's target must be a path that begins with one slash"
             return respond(answers.error(400, message), request)
         if path == LIVENESS_PATH:

@@ -150,7 +150,8 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is not HTTP, or what broke inside, with JSON. The exception's text may hold what was sent."""
-        if request.transport is None and (exc is None or isinstance(exc, OSError)):
+        left = request.transport is None or request.transport.is_closing()
+        if left and (exc is None or isinstance(exc, OSError)):
             raise ConnectionError("the client left")
         if request.writer.output_size > 0:
             raise ConnectionError("an answer had begun; the connection ends")

@@ -1,18 +1,21 @@
 """Every other path: passed to Tinybird as it came, streaming both ways, or refused with a reason."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+import math
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
+from urllib.parse import parse_qsl
 
-from aiohttp import ClientError, web
+from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from tinybird_proxy.errors import ResponseTimeout, UpstreamError
+from tinybird_proxy.errors import BodyRefused, ResponseTimeout, UpstreamError
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import Gate, bearer
 from tinybird_proxy.server.http import respond
-from tinybird_proxy.server.query import parse_query
+from tinybird_proxy.server.receive import next_piece
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.upstream import VIA_HEADER, Upstream
@@ -31,6 +34,8 @@ HOP_BY_HOP: Final = frozenset(
         "upgrade",
     )
 )
+# l_onoff 1, l_linger 0: closing sends a reset and nothing that may look like a proper end.
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _log = get_logger("passthrough")
 
 
@@ -61,12 +66,12 @@ class PassThrough:
                 "this proxy serves POST /v0/events only; for other paths use Tinybird's own URL, "
                 "or set PASS_THROUGH=true on the proxy",
             )
-        if self._gate.clients is not None:
-            shown = (bearer(headers.get("Authorization")), parse_query(target.partition("?")[2]).token)
-            if any(token is not None and self._gate.clients.find(token) for token in shown):
-                return answers.error(
-                    404, "this token is the proxy's, not Tinybird's: it is good for POST /v0/events only"
-                )
+        clients = self._gate.clients
+        if clients is not None and any(clients.find(token) for token in _tokens_shown(headers, target)):
+            return answers.error(404, "this token is the proxy's, not Tinybird's: it is good for POST /v0/events only")
+        if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            # The header ends here, so Tinybird would not know how to read the body.
+            return answers.error(501, "of all transfer codings this proxy knows chunked only")
         if self._upstream.instance in headers.get(VIA_HEADER, ""):
             return answers.error(508, "this request came from this very proxy: TINYBIRD_URL leads back to it")
         return None
@@ -77,34 +82,76 @@ class PassThrough:
         via = request.headers.get(VIA_HEADER)
         headers = [pair for pair in headers if pair[0].lower() != VIA_HEADER.lower()]
         headers.append((VIA_HEADER, f"{via}, {self._upstream.instance}" if via else self._upstream.instance))
-        body = _body(request) if request.body_exists else None
+        body = _Upload(request) if request.body_exists else None
         try:
             async with self._upstream.stream(request.method, target, headers=headers, body=body) as reply:
                 self._meters.passed_through[str(reply.status)] += 1
-                response = web.StreamResponse(
+                response = _PassedOn(
                     status=reply.status,
                     reason=reply.reason,
                     headers=CIMultiDict(end_to_end(reply.headers.items())),
                 )
                 await response.prepare(request)
                 try:
-                    async for piece in reply.content.iter_any():
+                    async for piece in self._upstream.pieces(reply):
                         await response.write(piece)
-                except (ClientError, OSError):
-                    # The client must not take half an answer for a whole one.
+                except UpstreamError:
                     _log.warning("Tinybird broke off in the middle of an answer that was passed through")
-                    if request.transport is not None:
-                        request.transport.abort()
+                    _break_off(request)
                     return response
-                with suppress(ConnectionError):
-                    await response.write_eof()
+                await response.write_eof()
                 return response
         except UpstreamError as error:
+            if body is not None and body.refused is not None:
+                return respond(answers.error(body.refused.status, body.refused.message, close=True), request)
+            if request.transport is None:
+                raise ConnectionResetError("the client left before Tinybird answered") from error
             status = 504 if isinstance(error, ResponseTimeout) else 502
             self._meters.passed_through[str(status)] += 1
             return respond(answers.error(status, f"passed on, but {error}"), request)
 
 
-async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    async for piece in request.content.iter_any():
-        yield piece
+class _Upload:
+    """A client's body as it comes; ``refused`` says why it could not be read to its end, if that is its own fault."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self.refused: BodyRefused | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while piece := await next_piece(self._request, stall_s=math.inf):
+                yield piece
+        except BodyRefused as refused:
+            self.refused = refused
+            raise
+
+
+class _PassedOn(web.StreamResponse):
+    """Tinybird's answer, to which aiohttp adds neither a type that nobody named nor its own name."""
+
+    async def _prepare_headers(self) -> None:
+        not_said = [name for name in ("Content-Type", "Server") if name not in self.headers]
+        await super()._prepare_headers()
+        for name in not_said:
+            self.headers.pop(name, None)
+
+
+def _tokens_shown(headers: CIMultiDictProxy[str], target: str) -> Iterator[str]:
+    """Every token that a request holds, however odd the rest of it is."""
+    for value in headers.getall("Authorization", ()):
+        if (token := bearer(value)) is not None:
+            yield token
+    for name, value in parse_qsl(target.partition("?")[2], errors="replace"):
+        if name == "token":
+            yield value
+
+
+def _break_off(request: web.BaseRequest) -> None:
+    """End the connection so that the client cannot take half an answer for a whole one: with a reset."""
+    transport = request.transport
+    if transport is not None:
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        transport.abort()

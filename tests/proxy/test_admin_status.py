@@ -1,0 +1,300 @@
+"""What ``/status`` says: everything that somebody at three in the morning asks, and no secret."""
+
+import gzip
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.proxy.running import (
+    TOKEN,
+    Peer,
+    World,
+    answer_bytes,
+    ask,
+    asked,
+    connected,
+    environment,
+    post,
+    request,
+    running_process,
+    running_tinybird,
+    running_world,
+    serving,
+    until,
+)
+
+from tinybird_proxy import __version__
+from tinybird_proxy.emulator import Fault, TokenEntry
+
+LATER = {"FLUSH_INTERVAL": "1h"}
+TRACEPARENT = f"00-{'1' * 32}-{'2' * 16}-01"
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def _is_recent(when: str) -> bool:
+    return timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(when) < timedelta(minutes=5)
+
+
+async def _status(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = (await ask(world.proxy.admin_port, "/status", method="GET", token=None)).json()
+    return found
+
+
+async def test_an_idle_proxy_says_that_all_is_well() -> None:
+    async with running_world() as world:
+        status = await _status(world)
+        assert status["sentence"] == "All is well."
+        assert (status["phase"], status["ready"]) == ("running", True)
+        assert (status["instance"], status["version"]) == ("proxy-1", __version__)
+        assert status["upstream"] == world.tinybird.url
+        assert 0 <= status["uptime_s"] < 60
+        assert status["buffer"] == {
+            **{"rows": 0, "bytes": 0, "held_bytes": 0, "utilisation": 0.0, "oldest_age_s": None},
+            **{"capacity_rows": 1_000_000, "capacity_bytes": 512_000_000},
+        }
+        assert status["ledger"]["balances"] is True
+        assert status["destinations"] == []
+        assert status["drain"] == {
+            **{"draining": False, "refusing": False},
+            **{"rows_left": 0, "seconds_to_drain": 0.0},
+        }
+
+
+async def test_the_ledger_and_the_counters_add_up() -> None:
+    async with running_world({"schemas": {"hits": {"n": "Int64"}}}) as world:
+        await post(world.port, "name=hits&wait=true", b'{"n":1}\n{"n":"two"}\n{"n":3}')
+        await post(world.port, "name=hits", b"broken")
+        await post(world.port, "name=clicks", b"{}\n{}")
+        await world.tinybird.wait_for_rows("clicks", 2)
+        await until(lambda: world.status()["buffer"]["rows"] == 0)
+        status = await _status(world)
+        assert status["ledger"] == {
+            **{"accepted": 5, "recovered": 0, "replayed": 0, "delivered": 4, "quarantined": 1, "unverified": 0},
+            **{"dead_lettered": 0, "dropped": {}, "buffered": 0, "ambiguous": 0, "balances": True},
+        }
+        assert status["requests"]["accepted"] == 2
+        assert status["requests"]["refused"] == {"http_400": 1}
+        assert status["requests"]["waiting"] == 0
+        upstream = status["upstream_requests"]
+        assert (upstream["settled_batches"], upstream["replies"]) == (2, {"200": 2})
+        assert upstream["raw_bytes"] > 0
+        assert upstream["wire_bytes"] > 0
+        assert upstream["delivered_rows_per_s"] > 0
+
+
+async def test_a_full_buffer_a_waiting_client_and_an_age_are_shown() -> None:
+    async with running_world(BUFFER_SIZE="10", BATCH_SIZE="10", **LATER) as world:
+        await post(world.port)
+        async with connected(world.port) as peer:
+            await peer.send(request("/v0/events?name=hits&wait=true", b"{}\n" * 5))
+            await until(lambda: world.status()["requests"]["waiting"] == 1)
+            status = await _status(world)
+        buffer = status["buffer"]
+        assert (buffer["rows"], buffer["bytes"], buffer["utilisation"]) == (5, 15, 0.5)
+        assert buffer["held_bytes"] > 0
+        assert 0 <= buffer["oldest_age_s"] < 60
+        assert status["drain"]["rows_left"] == 5
+        (destination,) = status["destinations"]
+        assert (destination["buffered_rows"], destination["state"]) == (5, "delivering")
+        assert "5 rows are waiting" in destination["sentence"]
+
+
+async def test_the_destination_with_most_rows_comes_first_and_each_says_what_holds_it_up() -> None:
+    settings = {"tokens": (TokenEntry("one"), TokenEntry("two"))}
+    async with running_world(settings, TINYBIRD_TOKEN=None, **LATER) as world:
+        for token, name, row_count in (("one", "b", 1), ("two", "b", 3), ("one", "a", 1)):
+            await post(world.port, f"name={name}&wait=true", token=token)
+            assert (await post(world.port, f"name={name}", b"{}\n" * row_count, token=token)).status == 202
+        assert (await post(world.port, "name=c&__tb__min_deployment=7", token="nobody")).status == 403
+        destinations = (await _status(world))["destinations"]
+        shown = [(d["data_source"], d["buffered_rows"], d["token_hash"], d["refusing"]) for d in destinations]
+        assert shown == [
+            ("b", 3, _hash("two"), None),
+            ("a", 1, _hash("one"), None),
+            ("b", 1, _hash("one"), None),
+            ("c", 0, _hash("nobody"), 403),
+        ]
+        assert destinations[3]["params"] == {"__tb__min_deployment": "7"}
+        assert "refused with 403" in destinations[3]["sentence"]
+        assert "invalid authentication token" in destinations[3]["sentence"]
+
+
+async def test_a_hold_is_told_with_its_reason_and_the_next_attempt() -> None:
+    async with running_world() as world:
+        await post(world.port)
+        await world.tinybird.wait_for_rows("hits", 1)
+        world.tinybird.set_tokens()
+        await post(world.port, body=b"{}\n{}")
+        await until(lambda: world.status()["destinations"][0]["state"] == "held")
+        status = await _status(world)
+        assert status["sentence"] == "1 destination not delivering (hits): 2 rows kept."
+        (destination,) = status["destinations"]
+        assert "does not accept the token" in destination["reason"]
+        assert 50 < destination["next_attempt_in_s"] <= 60
+        assert destination["not_delivering_for_s"] >= 0
+        assert "somebody has to put this right" in destination["sentence"]
+
+
+async def test_the_token_in_use_is_shown_by_its_hash_since_when_and_what_tinybird_said_to_it() -> None:
+    async with running_world() as world:
+        tokens = (await _status(world))["tokens"]
+        assert tokens["mode"] == "own"
+        assert (tokens["clients"], tokens["files"], tokens["candidate"]) == (None, [], None)
+        own = tokens["tinybird"]
+        assert (own["hash"], own["accepted_at"], own["denied_at"]) == (_hash(TOKEN), None, None)
+        assert _is_recent(own["since"])
+        await post(world.port, "name=hits&wait=true")
+        own = (await _status(world))["tokens"]["tinybird"]
+        assert _is_recent(own["accepted_at"])
+        assert own["denied_at"] is None
+        world.tinybird.set_tokens()
+        await post(world.port)
+        await until(lambda: world.status()["destinations"][0]["state"] == "held")
+        own = (await _status(world))["tokens"]["tinybird"]
+        assert _is_recent(own["denied_at"])
+        assert own["accepted_at"] is not None
+
+
+async def test_clients_tokens_are_counted() -> None:
+    async with running_world(AUTHORIZATION_TOKEN="one\ntwo name=x # comment\n\n# three\n") as world:
+        assert (await _status(world))["tokens"]["clients"] == {"entries": 2}
+    async with running_world(TINYBIRD_TOKEN=None) as world:
+        tokens = (await _status(world))["tokens"]
+        assert (tokens["mode"], tokens["clients"]) == ("clients", None)
+        assert "tinybird" not in tokens
+
+
+async def test_pages_are_made_while_destinations_come_and_go() -> None:
+    async with running_world(MAX_DESTINATIONS="2") as world:
+        for n in range(6):
+            await post(world.port, f"name=d{n}&wait=true")
+            status = await _status(world)
+            assert len(status["destinations"]) <= 2
+            assert status["ledger"]["balances"] is True
+        assert status["ledger"]["accepted"] == status["ledger"]["delivered"] == 6
+
+
+# No secret, anywhere.
+
+
+async def test_no_token_and_no_row_appears_in_anything_that_the_process_says() -> None:
+    marks = {
+        name: f"MARK{name}KRAM"
+        for name in (
+            "own",
+            "client",
+            "narrow",
+            "admin",
+            "header",
+            "query",
+            "basic",
+            "passed",
+            "cookie",
+            "row",
+            "broken",
+        )
+    }
+    env = {
+        **{"TINYBIRD_TOKEN": marks["own"], "ADMIN_TOKEN": marks["admin"], "LOG_LEVEL": "debug", "PASS_THROUGH": "true"},
+        "SHUTDOWN_TIMEOUT": "300ms",
+        "AUTHORIZATION_TOKEN": f"{marks['client']} name=app\n{marks['narrow']} allow=elsewhere",
+    }
+    said = b""
+    async with (
+        running_tinybird(token=marks["own"]) as tinybird,
+        running_process(environment(tinybird.url, **env)) as proxy,
+    ):
+        port, admin = proxy.port, proxy.admin_port
+        row = b'{"n":"%s"}' % marks["row"].encode()
+        bearers = {name: {"Authorization": f"Bearer {marks[name]}"} for name in marks}
+        answers = [
+            await post(port, body=row, token=marks["client"]),
+            await post(port, f"name=hits&token={marks['client']}", row, token=None),
+            await post(port, body=row, token=marks["narrow"]),
+            await post(port, body=row, token=marks["header"]),
+            await post(port, f"name=hits&token={marks['query']}", row, token=None),
+            await post(port, f"name=%00&token={marks['client']}", row, token=None),
+            await post(port, body=row, token=None, headers={"Authorization": f"Basic {marks['basic']}"}),
+            await post(port, body=b'{"%s":' % marks["broken"].encode(), token=marks["client"]),
+            await post(port, body=b'\xff"%s"' % marks["broken"].encode(), token=marks["client"]),
+            await post(port, body=row, token=marks["client"], headers={"Content-Encoding": marks["header"]}),
+            await post(port, body=row, token=marks["client"], headers={"Content-Encoding": "gzip"}),
+            await ask(port, f"/v0/x?token={marks['client']}", method="GET", token=None),
+            await ask(port, f"//x?token={marks['query']}", method="GET", token=marks["header"]),
+            await ask(admin, "/drain", headers=bearers["header"]),
+            await ask(admin, f"/drain?token={marks['query']}", token=None),
+            await ask(admin, "/elsewhere", headers=bearers["admin"]),
+        ]
+        for port_asked in (port, admin):
+            async with connected(port_asked) as peer:
+                await peer.send(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {marks['header']}\r\n\r\n".encode())
+                await peer.rest()
+        # What Tinybird says, and what becomes of the rows then: refused, quarantined, ambiguous, held, lost.
+        await tinybird.wait_for_rows("hits", 2)
+        passed = await ask(
+            port, f"/v0/pipes?token={marks['passed']}", method="GET", headers={"Cookie": marks["cookie"]}
+        )
+        assert passed.status in (401, 403, 404)
+        for fault in (Fault(quarantine="all"), Fault(status=500), Fault(reset="after_body"), Fault(status=400)):
+            tinybird.set_faults(fault)
+            answers.append(await post(port, "name=troubled", row, token=marks["client"]))
+        tinybird.set_faults()
+        tinybird.set_tokens()
+        answers.append(await post(port, "name=held", row, token=marks["client"]))
+        async with connected(port) as peer:
+            await peer.send(request("/v0/events?name=hits", row, token=marks["client"])[:-5])
+            await proxy.status()
+            peer.writer.transport.abort()
+        for path in ("/status", "/metrics", "/readyz", "/livez"):
+            answers.append(await ask(admin, path, method="GET", token=None))
+        assert await proxy.stop() == 1
+        said = proxy.output + b"".join(repr(answer).encode() for answer in answers)
+        assert b"rows lost" in said
+    found = [name for name, mark in marks.items() if mark.encode() in said]
+    assert found == []
+    assert _hash(marks["own"]).encode() in said
+    for received in tinybird.requests:
+        if received.path == "/v0/events":
+            assert "token" not in received.query
+            assert marks["client"] not in repr(received)
+
+
+async def test_no_token_and_no_row_appears_in_a_span_or_anything_else_with_clients_tokens_either() -> None:
+    marks = ("MARKgoodKRAM", "MARKbadKRAM")
+    spans: list[bytes] = []
+
+    async def collect(peer: Peer) -> None:
+        while True:
+            head = await asked(peer)
+            body = await peer.reader.readexactly(int(head["Content-Length"]))
+            spans.append(gzip.decompress(body) if head.all("Content-Encoding") == ["gzip"] else body)
+            await peer.send(answer_bytes(200, b"", ("Content-Type", "application/x-protobuf")))
+
+    env: dict[str, str | None] = {"TINYBIRD_TOKEN": None, "LOG_LEVEL": "debug", "SHUTDOWN_TIMEOUT": "300ms"}
+    async with (
+        serving(collect) as collector,
+        running_tinybird(tokens=(TokenEntry(marks[0]),)) as tinybird,
+        running_process(
+            environment(tinybird.url, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector}", **env)
+        ) as proxy,
+    ):
+        for mark in marks:
+            answers = [
+                await post(proxy.port, body=b'{"row":"MARK"}', token=mark, headers={"traceparent": TRACEPARENT}),
+                await post(proxy.port, f"name=clicks&token={mark}", token=None),
+                await ask(proxy.port, f"/v0/datasources?token={mark}", method="GET", token=None),
+            ]
+        tinybird.set_faults(Fault(hang=True))
+        answers.append(await post(proxy.port, token=marks[0]))
+        answers += [await ask(proxy.admin_port, path, method="GET") for path in ("/status", "/metrics")]
+        assert await proxy.stop() == 1
+        tinybird.set_faults()
+        said = proxy.output + b"".join(repr(answer).encode() for answer in answers)
+        assert b"MARK" not in said
+        assert _hash(marks[0]).encode() in said
+    exported = b"".join(spans)
+    assert b"/v0/events?name=clicks" in exported
+    assert b"MARK" not in exported
