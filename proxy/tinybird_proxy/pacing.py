@@ -11,6 +11,8 @@ from enum import StrEnum
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 RETRY_AFTER_MAX_S = 300.0
+# `Retry-After: 0`, or a date that has passed, is no reason to ask again as fast as the bucket allows.
+RETRY_AFTER_LEAST_S = 0.5
 PROBE_INTERVAL_S = 60.0
 # While draining a failed attempt is repeated soon: there may be no later.
 DRAIN_BACKOFF_MAX_S = 2.0
@@ -105,7 +107,7 @@ class Pacing:
         self._pause(State.FAILING, now, self._jitter(ceiling), reason)
 
     def throttled(self, now: float, started_at: float, retry_after_s: float | None, reason: str) -> None:
-        """Tinybird asked for a pause of ``retry_after_s`` (at most ``RETRY_AFTER_MAX_S``), or did not say how long."""
+        """Tinybird asked for a pause of ``retry_after_s`` (within our own bounds), or did not say how long."""
         already = self._pauses_already(started_at)
         if already and self.state is State.HELD:
             return
@@ -113,7 +115,7 @@ class Pacing:
             self.failed(now, started_at, reason)
             self.state = State.THROTTLED
             return
-        delay_s = min(max(retry_after_s, 0.0), RETRY_AFTER_MAX_S)
+        delay_s = min(max(retry_after_s, RETRY_AFTER_LEAST_S), RETRY_AFTER_MAX_S)
         if already:
             delay_s = max(delay_s, self._pause_ends_at - now)
         self._pause(State.THROTTLED, now, delay_s, reason)
@@ -131,9 +133,9 @@ class Pacing:
         self.paused_until = self._pause_ends_at = min(self.paused_until, now)
 
     def drain(self, now: float, deadline: float) -> None:
-        """From now on no pause outlasts ``deadline``; a hold is probed once, at once."""
+        """From now on no pause outlasts ``deadline``; a hold is probed once, at once, and so is what only backs off."""
         self._deadline = deadline
-        if self.state is State.HELD:
+        if self.state in (State.HELD, State.FAILING):
             self.probe_now(now)
         self.paused_until = min(self.paused_until, max(now, deadline - LAST_ATTEMPT_BEFORE_DEADLINE_S))
 
@@ -152,8 +154,10 @@ class Pacing:
         self._failed_at = now
         until = self._pause_ends_at = now + delay_s
         if self._deadline is not None and until > (last := self._deadline - LAST_ATTEMPT_BEFORE_DEADLINE_S):
-            # One more attempt before the deadline, none after it.
-            until = last if last > now and not math.isinf(delay_s) else math.inf
+            if last > now and not math.isinf(delay_s):
+                until = last  # one more attempt with time enough to be answered
+            elif until >= self._deadline:
+                until = math.inf  # none after the deadline
         self.paused_until = until
 
     def _refill(self, now: float) -> None:

@@ -27,7 +27,9 @@ from tests.proxy.running import (
 )
 
 from tinybird_proxy.app.run import make_instance
+from tinybird_proxy.app.secrets import load_secrets
 from tinybird_proxy.config import from_env
+from tinybird_proxy.errors import ConfigError
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -135,12 +137,12 @@ def test_authorization_token_without_tinybird_token_stops_the_start() -> None:
         assert f"{variable}: needs TINYBIRD_TOKEN" in ended.stderr
 
 
-@pytest.mark.parametrize("tokens", ["# nothing but a comment", "one two", "one name=", "one allow=a,,b", "\u00fc"])
-def test_client_tokens_that_cannot_be_read_stop_the_start(tokens: str) -> None:
-    ended = ended_process(environment(NOWHERE, AUTHORIZATION_TOKEN=tokens))
+def test_client_tokens_that_cannot_be_read_stop_the_start() -> None:
+    ended = ended_process(environment(NOWHERE, AUTHORIZATION_TOKEN="first\nsecond word"))
     assert ended.returncode == 2
-    assert "AUTHORIZATION_TOKEN: " in ended.stderr
+    assert "  AUTHORIZATION_TOKEN: line 2: " in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "second" not in ended.stderr
 
 
 async def test_an_open_port_beyond_localhost_is_warned_of_once() -> None:
@@ -149,7 +151,6 @@ async def test_an_open_port_beyond_localhost_is_warned_of_once() -> None:
         ({"HOST": "0.0.0.0"}, True),  # noqa: S104 - that is the point
         ({"HOST": "0.0.0.0", "AUTHORIZATION_TOKEN": "x"}, False),  # noqa: S104
         ({"HOST": "0.0.0.0", "TINYBIRD_TOKEN": None}, False),  # noqa: S104
-        ({"HOST": "127.0.0.1"}, False),
     ):
         async with running_process(environment(NOWHERE, **env)) as proxy:
             assert await proxy.stop() == 0
@@ -228,27 +229,32 @@ async def test_the_public_port_speaks_tls_and_the_admin_port_does_not(authority:
         assert len(await tinybird.rows("hits")) == 2
 
 
-@pytest.mark.parametrize("wrong", ["another key", "no key", "no certificate", "a passphrase"])
+@pytest.mark.parametrize("wrong", ["another key", "no key", "no certificate"])
 def test_a_certificate_that_cannot_be_used_stops_the_start(authority: Path, tmp_path: Path, wrong: str) -> None:
     cert, key = make_certificate(authority, "localhost")
     if wrong == "another key":
         key = make_certificate(authority, "localhost", label="another-")[1]
     elif wrong == "no key":
         key = cert
-    elif wrong == "no certificate":
+    else:
         cert = tmp_path / "cert.pem"
         cert.write_text("nothing of that kind\n")
-    else:
-        locked = tmp_path / "locked.key"
-        command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(locked)]
-        subprocess.run(command, check=True, capture_output=True)
-        key = locked
+    config = from_env(environment(NOWHERE, TLS_CERT_FILE=str(cert), TLS_KEY_FILE=str(key)))
+    with pytest.raises(ConfigError) as raised:
+        load_secrets(config, utc_now=lambda: 0.0, hash_key=b"x", on_new_token=lambda: None)
+    assert [problem.variable for problem in raised.value.problems] == ["TLS_CERT_FILE", "TLS_KEY_FILE"]
+    assert all("certificate and key cannot be used together: " in str(problem) for problem in raised.value.problems)
+
+
+def test_nobody_is_asked_for_the_passphrase_of_a_key(authority: Path, tmp_path: Path) -> None:
+    cert, key = make_certificate(authority, "localhost")
+    locked = tmp_path / "locked.key"
+    command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
     # In a session of its own there is no terminal to ask at, and nothing comes from the pipe either.
-    command = [sys.executable, "-m", "tinybird_proxy", "run"]
-    env = environment(NOWHERE, TLS_CERT_FILE=str(cert), TLS_KEY_FILE=str(key))
     process = subprocess.Popen(
-        command,
-        env=env,
+        [sys.executable, "-m", "tinybird_proxy", "run"],
+        env=environment(NOWHERE, TLS_CERT_FILE=str(cert), TLS_KEY_FILE=str(locked)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -262,7 +268,6 @@ def test_a_certificate_that_cannot_be_used_stops_the_start(authority: Path, tmp_
     finally:
         process.kill()
         process.communicate()
-    assert "TLS_CERT_FILE" in said
     assert "certificate and key cannot be used together" in said
     assert "Traceback" not in said
 

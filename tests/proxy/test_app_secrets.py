@@ -12,7 +12,6 @@ from tests.proxy.running import (
     World,
     ask,
     connected,
-    ended_process,
     environment,
     make_authority,
     make_certificate,
@@ -186,10 +185,11 @@ def test_an_empty_or_unreadable_token_file_stops_the_start_even_if_one_is_awaite
         env = environment(
             "http://127.0.0.1:9", TINYBIRD_TOKEN=None, TINYBIRD_TOKEN_FILE=str(found), TOKEN_FILE_WAIT=wait
         )
-        ended = ended_process(env)
-        assert ended.returncode == 2
-        assert "TINYBIRD_TOKEN_FILE: " in ended.stderr
-        assert said in ended.stderr
+        with pytest.raises(ConfigError) as raised:
+            load_secrets(from_env(env), utc_now=lambda: 0.0, hash_key=b"x", on_new_token=lambda: None)
+        (problem,) = raised.value.problems
+        assert problem.variable == "TINYBIRD_TOKEN_FILE"
+        assert said in problem.message
 
 
 def test_problems_of_files_are_listed_together_and_quote_no_content(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.proxy.running import (
     Peer,
     ask,
+    asked,
     connected,
     environment,
     post,
@@ -126,6 +127,28 @@ async def test_an_upload_that_stands_still_holds_no_stop_up() -> None:
         assert await proxy.stop() == 0
         assert time.monotonic() - began_at < 8
         assert await tinybird.rows("hits") == []
+
+
+async def test_a_request_for_another_path_that_tinybird_does_not_answer_holds_no_stop_up() -> None:
+    arrived = asyncio.Event()
+
+    async def never(peer: Peer) -> None:
+        await asked(peer)
+        arrived.set()
+        await peer.rest()
+
+    async with serving(never) as port:
+        env = environment(f"http://127.0.0.1:{port}", TINYBIRD_TOKEN=None)
+        async with running_process(env) as proxy, connected(proxy.port) as peer:
+            await peer.send(request("/v0/sql?q=select", method="GET"))
+            async with asyncio.timeout(10):
+                await arrived.wait()
+            began_at = time.monotonic()
+            assert await proxy.stop() == 0
+            assert time.monotonic() - began_at < 8
+            assert {line["level"] for line in proxy.lines} == {"info"}
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await peer.answer()
 
 
 async def test_during_the_delay_it_is_unready_and_takes_rows_and_then_it_refuses_and_delivers() -> None:

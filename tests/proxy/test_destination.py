@@ -266,7 +266,7 @@ async def test_a_backoff_may_be_as_short_as_chance_says() -> None:
         assert times(tinybird) == pytest.approx([0, 0.125, 0.375], abs=0.01)
 
 
-@pytest.mark.parametrize(("asked", "waits_s"), [("7", 7), ("0", 0), ("300", 300), ("86400", 300), ("9" * 30, 300)])
+@pytest.mark.parametrize(("asked", "waits_s"), [("7", 7), ("0", 0.5), ("300", 300), ("86400", 300), ("9" * 30, 300)])
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_in_seconds_is_honoured_up_to_five_minutes(status: int, asked: str, waits_s: float) -> None:
     tinybird = FakeUpstream()
@@ -278,7 +278,7 @@ async def test_retry_after_in_seconds_is_honoured_up_to_five_minutes(status: int
         assert ledger(client).ambiguous == 0
 
 
-@pytest.mark.parametrize(("ahead_s", "waits_s"), [(12, 12), (-60, 0), (3600, 300)])
+@pytest.mark.parametrize(("ahead_s", "waits_s"), [(12, 12), (-60, 0.5), (3600, 300)])
 async def test_retry_after_as_a_date_is_honoured_up_to_five_minutes(ahead_s: float, waits_s: float) -> None:
     setup = Setup(flush_interval_s=0.0)
     tinybird = FakeUpstream()
@@ -931,6 +931,23 @@ async def test_what_was_promised_while_a_refused_contact_was_out_is_kept_and_pro
         await asyncio.sleep(61)
         assert numbers_of(tinybird.taken()) == [2, 3]
         assert client.offer(numbered([4])) is None
+
+
+async def test_the_first_rows_that_tinybird_takes_end_a_refusal_although_others_still_wait() -> None:
+    tinybird = FakeUpstream(then=after(0.5, 403))
+    async with new(tinybird, Setup(batch_rows=1), token="p.client") as client:
+        first = client.post(numbered([1]))
+        await asyncio.sleep(0.1)
+        assert client.offer(numbered([2, 3, 4])) is None
+        assert isinstance(await first, NotTaken)
+        tinybird.will(after(2, 200), then=after(10, 200))
+        await asyncio.sleep(61)
+        assert isinstance(client.offer(numbered([5])), Refusal)
+        await asyncio.sleep(2)
+        assert client.destination.buffered_rows() == 2
+        assert client.offer(numbered([5])) is None
+        await asyncio.sleep(30)
+        assert ledger(client).delivered == 4
 
 
 async def test_a_client_that_leaves_during_the_first_contact_takes_nothing_back() -> None:

@@ -228,7 +228,7 @@ def test_what_began_in_the_very_moment_of_a_failure_counts_as_in_flight_then() -
 
 @pytest.mark.parametrize(
     ("retry_after_s", "expected_s"),
-    [(7.0, 7.0), (0.0, 0.0), (-5.0, 0.0), (300.0, 300.0), (301.0, 300.0), (math.inf, 300.0), (0.25, 0.25)],
+    [(7.0, 7.0), (0.0, 0.5), (-5.0, 0.5), (300.0, 300.0), (301.0, 300.0), (math.inf, 300.0), (0.25, 0.5)],
 )
 def test_tinybirds_retry_after_is_kept_up_to_five_minutes(retry_after_s: float, expected_s: float) -> None:
     pacing = delivering()
@@ -467,3 +467,22 @@ def test_whatever_happens_a_destination_is_tried_again_within_five_minutes(
         assert pacing.delivering == (pacing.state in (State.NEW, State.DELIVERING))
         assert not (pacing.delivering and pacing.paused_until > now)
         assert pacing.places == (16 if pacing.state is State.DELIVERING else 1)
+
+
+def test_a_failure_shortly_before_the_deadline_of_a_drain_still_backs_off_and_tries_again() -> None:
+    pacing = Pacing(LIMITS, jitter=lambda limit: limit, now=0.0)
+    pacing.succeeded(0.0)
+    pacing.drain(0.0, 25.0)
+    pacing.failed(21.0, 20.9, "reset")
+    assert pacing.paused_until == 21.5
+    pacing.failed(24.9, 24.8, "reset")
+    assert pacing.paused_until == math.inf
+
+
+def test_a_drain_does_not_wait_for_a_backoff_to_end() -> None:
+    pacing = Pacing(LIMITS, jitter=lambda limit: limit, now=0.0)
+    for second in range(10):
+        pacing.failed(float(second), second - 0.1, "down")
+    assert pacing.paused_until > 30.0
+    pacing.drain(10.0, 35.0)
+    assert pacing.paused_until == 10.0

@@ -19,6 +19,7 @@ from tinybird_proxy.admission import RETRY_AFTER_NOT_DELIVERING_S, Occupancy, Re
 from tinybird_proxy.batch import FrozenBatch, Payload
 from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.ledger import Ledger
+from tinybird_proxy.pacing import State
 from tinybird_proxy.pipeline import STOPPING, Pipeline, Waiting
 from tinybird_proxy.testing.fake_upstream import (
     Attempt,
@@ -696,8 +697,9 @@ class Happening(Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How long the drain may take, and when a second signal comes, if one does."""
+    """Whether all is well again at last; how long the drain may take, and when a second signal comes, if one does."""
 
+    heals: bool
     drain_s: float | None
     stop_now_s: float | None
 
@@ -718,7 +720,10 @@ OFFERS = st.builds(
 TIMES = st.builds(Pass, st.sampled_from([0.0, 0.001, 0.3, 0.3, 1.1, 1.1, 5.0, 31.0, 61.0, 301.0]))
 STEPS = st.lists(st.one_of(OFFERS, OFFERS, TIMES, st.sampled_from(Happening)), min_size=1, max_size=25)
 ENDINGS = st.builds(
-    Ending, drain_s=st.sampled_from([None, 0.5, 8.0, 25.0, 60.0]), stop_now_s=st.sampled_from([None, None, 0.0, 6.0])
+    Ending,
+    heals=st.booleans(),
+    drain_s=st.sampled_from([None, 0.5, 8.0, 25.0, 60.0]),
+    stop_now_s=st.sampled_from([None, None, 0.0, 6.0]),
 )
 
 
@@ -785,6 +790,8 @@ class Play:
                     case Happening():
                         self._happen(step)
                 self.audit()
+            if ending.heals:
+                await self._heal(pipeline)
             if ending.drain_s is not None:
                 await self._drain(pipeline, ending.drain_s, ending.stop_now_s)
         self.audit()
@@ -829,6 +836,18 @@ class Play:
                 self.buffer.freezing = 1
             case Happening.RECORDING_FAILS:
                 self.buffer.recording = 1
+
+    async def _heal(self, pipeline: Pipeline) -> None:
+        """Nothing goes wrong any more and a person has looked at every hold: then everything is delivered."""
+        self._replies = iter(())
+        self.buffer.freezing = self.buffer.recording = 0
+        await asyncio.sleep(100)  # whatever is still on its way ends
+        pipeline.probe_all()
+        await asyncio.sleep(500)
+        assert pipeline.buffered_rows() == 0
+        assert self.buffer.occupancy == Occupancy()
+        for facts in pipeline.facts():
+            assert facts.state is State.DELIVERING or not facts.confirmed
 
     async def _drain(self, pipeline: Pipeline, seconds: float, stop_now_s: float | None) -> None:
         stop_now, reports = asyncio.Event(), Reports()

@@ -79,42 +79,49 @@ async def _exchange(
 # There.
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-@pytest.mark.parametrize("body", [None, b"", b"select 1"])
-async def test_methods_and_bodies_go_through(method: str, body: bytes | None) -> None:
-    sent = request("/v0/sql", body, method=method, token="clients")
-    answer, head, arrived = await _exchange(answer_bytes(200, b'{"data":[]}'), sent)
-    assert (answer.status, answer.body) == (200, b'{"data":[]}')
-    assert (head.method, head.target, arrived) == (method, "/v0/sql", body or b"")
-    assert head["Authorization"] == "Bearer clients"
+async def test_methods_and_bodies_go_through() -> None:
+    recorder = Recorder(answer_bytes(200, b'{"data":[]}'))
+    async with passing(recorder.handle) as (proxy, _), connected(proxy.port) as peer:
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            for body in (None, b"", b"select 1"):
+                await peer.send(request("/v0/sql", body, method=method, token="clients"))
+                answer = await peer.answer()
+                assert (answer.status, answer.body) == (200, b'{"data":[]}')
+                head, arrived = recorder.asked[-1], recorder.bodies[-1]
+                assert (head.method, head.target, arrived) == (method, "/v0/sql", body or b"")
+                assert head["Authorization"] == "Bearer clients"
+    assert len(recorder.asked) == 18
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "/",
-        "/v0/pipes/top_pages.json?date=2026-01-01&limit=10",
-        "/v0/pipes/a%2Fb%2fc.json?q=a+b%20c&d=%2B%26%3D",
-        "/v0/sql?q=SELECT%20%27%C3%A9%F0%9F%90%A6%27",
-        "/v0//datasources///x",
-        "/v0/../v1/./workspace/..",
-        "/v0/%2e%2e/x",
-        "/a;b=c;d/e,f:g@h",
-        "/a?b?c/d?",
-        "/a?&&b&=c&b=",
-        "/a?b=1&b=2&B=3",
-        "/%7Euser/~user/%41",
-        "/a'(b)!*$/-._~",
-        "/a%zz?b=%",
-        '/a|b\\c^d`e{f}[g]"h<i>?j|k\\l^m`n{o}[p]"q<r>',
-        "/v0/events/../sql",
-        "/v0/%65vents?name=hits",
-        "/x?" + "a" * 8000,
-    ],
+TARGETS = (
+    "/",
+    "/v0/pipes/top_pages.json?date=2026-01-01&limit=10",
+    "/v0/pipes/a%2Fb%2fc.json?q=a+b%20c&d=%2B%26%3D",
+    "/v0/sql?q=SELECT%20%27%C3%A9%F0%9F%90%A6%27",
+    "/v0//datasources///x",
+    "/v0/../v1/./workspace/..",
+    "/v0/%2e%2e/x",
+    "/a;b=c;d/e,f:g@h",
+    "/a?b?c/d?",
+    "/a?&&b&=c&b=",
+    "/a?b=1&b=2&B=3",
+    "/%7Euser/~user/%41",
+    "/a'(b)!*$/-._~",
+    "/a%zz?b=%",
+    '/a|b\\c^d`e{f}[g]"h<i>?j|k\\l^m`n{o}[p]"q<r>',
+    "/v0/events/../sql",
+    "/v0/%65vents?name=hits",
+    "/x?" + "a" * 8000,
 )
-async def test_path_and_query_go_through_unchanged(target: str) -> None:
-    _, head, _ = await _exchange(answer_bytes(200), request(target, method="GET"))
-    assert head.target == target
+
+
+async def test_path_and_query_go_through_unchanged() -> None:
+    recorder = Recorder(answer_bytes(200))
+    async with passing(recorder.handle) as (proxy, _), connected(proxy.port) as peer:
+        for target in TARGETS:
+            await peer.send(request(target, method="GET"))
+            assert (await peer.answer()).status == 200
+    assert [head.target for head in recorder.asked] == [*TARGETS]
 
 
 @pytest.mark.parametrize("target", ["/a#b", "/a?b#c?d", "/a#", "/v0/events#?name=hits"])
@@ -269,6 +276,20 @@ async def test_a_server_that_does_not_read_makes_the_client_wait() -> None:
         may_read.set()
 
 
+async def test_an_answer_that_comes_before_the_end_of_the_upload_is_passed_on() -> None:
+    async def handle(peer: Peer) -> None:
+        await asked(peer)
+        await peer.send(answer_bytes(413, b"too large", ("Connection", "close")))
+        await peer.rest()
+
+    async with passing(handle) as (proxy, _), connected(proxy.port) as peer, asyncio.TaskGroup() as group:
+        size_bytes = 20_000_000
+        await peer.send(request("/v0/x", headers={"Content-Length": str(size_bytes)}))
+        group.create_task(peer.send(bytes(size_bytes)))
+        answer = await peer.answer()
+        assert (answer.status, answer.body) == (413, b"too large")
+
+
 async def test_an_upload_slower_than_tinybird_may_be_is_not_cut_off() -> None:
     recorder = Recorder(answer_bytes(200))
     async with passing(recorder.handle, UPSTREAM_TIMEOUT="200ms") as (proxy, _), connected(proxy.port) as peer:
@@ -335,7 +356,7 @@ async def test_a_transfer_coding_that_the_proxy_would_drop_is_refused(coding: st
 # And back.
 
 
-@pytest.mark.parametrize("status", [200, 201, 206, 301, 302, 307, 400, 401, 403, 404, 405, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [200, 201, 302, 404, 429, 503])
 async def test_status_headers_and_body_come_back_as_they_are(status: int) -> None:
     reply = answer_bytes(
         status,

@@ -1,5 +1,7 @@
 """One attempt: which token, which span, what Tinybird said. It decides nothing about the batch."""
 
+import asyncio
+
 from tinybird_proxy.batch import DestinationKey, FrozenBatch
 from tinybird_proxy.destination.surroundings import Surroundings
 from tinybird_proxy.errors import ConnectFailed, ResponseTimeout, UpstreamError
@@ -20,15 +22,21 @@ class Attempts:
     def __init__(self, key: DestinationKey, surroundings: Surroundings) -> None:
         self._key = key
         self._s = surroundings
+        self._compressing = asyncio.Lock()
+
+    async def compress(self, batch: FrozenBatch) -> None:
+        """Make the payload of ``batch``, once, whoever asks first: a waiting batch is kept compressed."""
+        async with self._compressing:
+            if batch.payload is None:
+                batch.payload = await self._s.compress(batch.bodies)
+                batch.bodies = []
 
     async def send(self, batch: FrozenBatch) -> Reply:
         """Make one attempt, or two: a token that is refused is followed at once by the one in use, if that is another.
 
         Raises ``UpstreamError`` or ``NoToken``.
         """
-        if batch.payload is None:
-            batch.payload = await self._s.compress(batch.bodies)
-            batch.bodies = []
+        await self.compress(batch)
         own = self._s.own_token
         if self._key.token is not None:
             return await self._request(batch, self._key.token)

@@ -120,8 +120,9 @@ class Destination:
     # What the pipeline asks for.
 
     def probe_now(self) -> None:
-        """A token or a wish changed: try at once."""
-        self.pacing.probe_now(self._s.now())
+        """A token changed: a hold waits no longer. Pauses that Tinybird asked for go on, and so do backoffs."""
+        if self.pacing.state is State.HELD:
+            self.pacing.probe_now(self._s.now())
         self.refusing = None
         self._wake.set()
 
@@ -195,13 +196,10 @@ class Destination:
     async def _compress(self, batch: FrozenBatch) -> None:
         """Make the payload before it can be sent: a waiting batch is kept compressed."""
         try:
-            payload = await self._s.compress(batch.bodies)
+            await self._attempts.compress(batch)
         except Exception:  # noqa: BLE001 - the attempt tries again; nothing may kill the destination's task
             self._s.meters.internal_errors += 1
             _log.warning("a batch could not be compressed; it stays as it is", exc_info=True)
-            return
-        if batch.payload is None:
-            batch.payload, batch.bodies = payload, []
 
     async def _attempt(self, batch: FrozenBatch, started_at: float) -> None:
         """One request with ``batch``, and what follows from it."""

@@ -65,6 +65,5 @@ class Meters:
         self.sender_restarts = 0
         self.passed_through: Counter[str] = Counter()
         self.delivered_rate = RateMeter(30.0, now)
-        self.accepted_rate = RateMeter(30.0, now)
         self.loop_lag_s = 0.0
         self.loop_lag_max_s = 0.0
