@@ -331,3 +331,12 @@ async def test_two_proxies_in_a_row_are_no_loop() -> None:
             assert (answer.status, answer.json()["successful_rows"]) == (200, row_count)
         assert len(await tinybird.rows("hits")) == 3
         assert {received.headers["X-Batch-Via"] for received in tinybird.requests} == {"far, near"}
+
+
+async def test_two_ports_that_are_taken_are_told_both_at_once() -> None:
+    async with running_tinybird() as tinybird, running_proxy(environment(tinybird.url)) as proxy:
+        env = environment(tinybird.url, PORT=str(proxy.port), ADMIN_PORT=str(proxy.admin_port))
+        ended = await asyncio.to_thread(ended_process, env)
+    assert ended.returncode == 2
+    assert f"ADMIN_PORT: 127.0.0.1:{proxy.admin_port} is already in use" in ended.stderr
+    assert f"  PORT: 127.0.0.1:{proxy.port} is already in use" in ended.stderr

@@ -85,6 +85,7 @@ class _Admin:
         self._authorise(request)
         if not self._availability.cancel_drain():
             return _json(409, {"error": "the process is stopping; a drain can no longer be cancelled"})
+        _log.info("back to normal service on request")
         return _json(200, self._drain_state())
 
     def _drain_state(self) -> dict[str, Any]:

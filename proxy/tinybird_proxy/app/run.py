@@ -84,9 +84,8 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
     availability = Availability(drain_delay_s=config.drain_delay_s, now=now)
     async with AsyncExitStack() as stack:
         # First of all: a port that is taken must stop the start before anything runs.
-        admin_socket = _listen("ADMIN_PORT", config.admin_host, config.admin_port)
+        admin_socket, public_socket = _listen_on_both(config)
         stack.callback(admin_socket.close)
-        public_socket = _listen("PORT", config.host, config.port)
         stack.callback(public_socket.close)
         threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compress")
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
@@ -293,6 +292,25 @@ def _make_tracer(env: Mapping[str, str], instance: str, upstream: Upstream) -> T
 async def _close_tracer(tracer: Tracer) -> None:
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.to_thread(tracer.close), TRACER_CLOSE_S)
+
+
+def _listen_on_both(config: Config) -> tuple[socket.socket, socket.socket]:
+    """Bind the admin port and the public one; raise ``ConfigError`` with the problems of both."""
+    sockets: list[socket.socket] = []
+    problems: list[Problem] = []
+    for variable, host, port in (
+        ("ADMIN_PORT", config.admin_host, config.admin_port),
+        ("PORT", config.host, config.port),
+    ):
+        try:
+            sockets.append(_listen(variable, host, port))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        for opened in sockets:
+            opened.close()
+        raise ConfigError(problems)
+    return sockets[0], sockets[1]
 
 
 def _listen(variable: str, host: str, port: int) -> socket.socket:

@@ -140,6 +140,8 @@ def _exit_with(problems: "list[Problem] | tuple[Problem, ...]") -> Any:
     click.echo(f"The configuration has {len(problems)} {noun}:", err=True)
     for problem in problems:
         click.echo(f"  {problem}", err=True)
+    for typo in suspicious_variables(os.environ):
+        click.echo(f"  {typo} (a warning)", err=True)
     sys.exit(CONFIGURATION_STATUS)
 
 

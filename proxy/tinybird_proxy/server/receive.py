@@ -126,7 +126,9 @@ class Receiver:
             await asyncio.sleep(0)
 
     def _too_large(self) -> BodyRefused:
-        return BodyRefused(413, f"the body is larger than {self._limits.max_body_bytes} bytes; send it in parts")
+        return BodyRefused(
+            413, f"the body is larger than {self._limits.max_body_bytes} bytes (MAX_BODY_BYTES); send it in parts"
+        )
 
     def _too_many(self, what: str) -> BodyRefused:
         return BodyRefused(413, f"the body has more than {self._limits.max_lines} {what}; send it in parts")
