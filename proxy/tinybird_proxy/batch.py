@@ -6,12 +6,15 @@ sends the same bytes. Pure: nothing here reads a clock or touches a socket; ``no
 
 import re
 from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tinybird_proxy.rows import Rows
-from tinybird_proxy.ticket import Ticket
+from tinybird_proxy.ticket import Place
 
 MAX_LINKS = 128
 MAX_VIAS = 8
@@ -27,6 +30,8 @@ class Trigger(StrEnum):
     INTERVAL = "interval"
     FIRST_CONTACT = "first_contact"
     DRAIN = "drain"
+    SPLIT = "split"
+    REPLAY = "replay"
 
 
 class DestinationKey(NamedTuple):
@@ -60,6 +65,14 @@ class Payload:
     encoding: str | None
 
 
+class Replayed(NamedTuple):
+    """Where the rows of a dead letter that was sent again stand in a batch: from row ``first``, counted from 0."""
+
+    letter: Any  # a dead_letter.DeadLetter
+    first: int
+    row_count: int
+
+
 class OpenBatch:
     """Items gathered for one destination: one list entry an item, no object a row.
 
@@ -72,6 +85,7 @@ class OpenBatch:
         "link_count",
         "links",
         "opened_at",
+        "replays",
         "row_count",
         "row_counts",
         "size_bytes",
@@ -86,7 +100,8 @@ class OpenBatch:
         self.size_bytes = 0
         self.opened_at = now
         self.last_at = now
-        self.tickets: list[tuple[Ticket, int]] = []
+        self.tickets: list[Place] = []
+        self.replays: list[Replayed] = []
         self.links: list[str] = []
         self.link_count = 0
         self.vias: set[str] = set()
@@ -124,6 +139,8 @@ class OpenBatch:
 class FrozenBatch:
     """A batch whose composition is fixed. Times are the clock's seconds; ``size_bytes`` is before compression.
 
+    A piece of another batch has a ``split``, with which its rows are counted.
+
     ``bodies`` are kept until ``payload`` is made from them, once. ``promised`` is False only while a first contact has
     not been answered: then its rows are nobody's yet. ``attempts`` counts requests begun; ``ambiguous`` says whether
     one of them may have been taken although no reply said so.
@@ -139,7 +156,8 @@ class FrozenBatch:
     youngest_at: float
     frozen_at: float
     trigger: Trigger
-    tickets: list[tuple[Ticket, int]]
+    tickets: list[Place]
+    replays: list[Replayed]
     links: list[str]
     link_count: int
     vias: tuple[str, ...]
@@ -147,6 +165,7 @@ class FrozenBatch:
     payload: Payload | None = None
     attempts: int = 0
     ambiguous: bool = False
+    split: Any = None  # the destination.splitting.Split that this is a piece of
     span: Any = field(default=None, repr=False)  # the telemetry.tracing.FlushSpan of this batch, once it is sent
 
     @property
@@ -169,7 +188,57 @@ def freeze(batch: OpenBatch, *, batch_id: str, key: DestinationKey, trigger: Tri
         frozen_at=now,
         trigger=trigger,
         tickets=batch.tickets,
+        replays=batch.replays,
         links=batch.links,
         link_count=batch.link_count,
         vias=tuple(sorted(batch.vias)),
     )
+
+
+class ItemBounds:
+    """Where the items of a batch end, in rows: made once, so that each of many pieces is cut in no time."""
+
+    def __init__(self, row_counts: Sequence[int]) -> None:
+        self._ends = array("L", accumulate(row_counts))
+        self._row_counts = row_counts
+
+    def row_counts(self, first: int, end: int) -> "array[int]":
+        """Rows of each item, or part of one, between rows ``first`` and ``end``."""
+        low, high = bisect_right(self._ends, first), bisect_right(self._ends, end - 1)
+        if low == high:
+            return array("I", [end - first])
+        counts = array("I", self._row_counts[low : high + 1])
+        counts[0] = self._ends[low] - first
+        counts[-1] = end - self._ends[high - 1]
+        return counts
+
+
+def piece(parent: FrozenBatch, bounds: ItemBounds, *, batch_id: str, first: int, end: int, body: bytes) -> FrozenBatch:
+    """Rows ``first`` up to, not including, ``end`` of ``parent`` as a batch of its own. ``body`` holds their lines.
+
+    Sizes add up to the parent's: each has one line feed more than its body, as if it were an item.
+    """
+    return FrozenBatch(
+        id=batch_id,
+        key=parent.key,
+        bodies=[body],
+        row_counts=bounds.row_counts(first, end),
+        row_count=end - first,
+        size_bytes=len(body) + 1,
+        oldest_at=parent.oldest_at,
+        youngest_at=parent.youngest_at,
+        frozen_at=parent.frozen_at,
+        trigger=Trigger.SPLIT,
+        tickets=[Place(place.ticket, *clipped) for place in parent.tickets if (clipped := _clip(place, first, end))],
+        replays=[Replayed(place.letter, *clipped) for place in parent.replays if (clipped := _clip(place, first, end))],
+        links=parent.links,
+        link_count=parent.link_count,
+        vias=parent.vias,
+        ambiguous=parent.ambiguous,
+    )
+
+
+def _clip(place: Place | Replayed, first: int, end: int) -> tuple[int, int] | None:
+    """The part of ``place`` between rows ``first`` and ``end``, counted from ``first``; None if there is none."""
+    begins, ends = max(place.first, first), min(place.first + place.row_count, end)
+    return (begins - first, ends - begins) if begins < ends else None

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, cast
 
 from isal import igzip_lib, isal_zlib
@@ -21,6 +21,7 @@ ENCODINGS: Final = ("gzip", "deflate", "zstd")
 _BROKEN_DATA: Final = cast("tuple[type[Exception], ...]", (igzip_lib.error, zstd.ZstdError, zlib.error, EOFError))
 # Each member costs a fresh decoder: a body of nothing but empty members must not keep us busy.
 _MAX_MEMBERS: Final = 1000
+_SHOWN_CHARS: Final = 40
 _ONLY_ZEROS: Final = re.compile(rb"\0*+\Z")
 _ALIASES: Final = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "zstd": "zstd"}
 
@@ -36,14 +37,49 @@ def compress(bodies: list[bytes], compression: Literal["gzip", "zstd", "none"]) 
     return Payload(joined, None)
 
 
+def rows_of(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The lines of rows ``first`` up to, not including, ``end`` for each range. For a thread, as ``compress``."""
+    lines = _inflated(payload).split(b"\n")
+    return [b"\n".join(lines[first:end]) for first, end in ranges]
+
+
+def rows_in(payloads: Sequence[Payload]) -> list[bytes]:
+    """All lines of each payload. For a thread, as ``compress``."""
+    return [_inflated(payload) for payload in payloads]
+
+
+def halves(payload: Payload) -> tuple[bytes, bytes]:
+    """The rows (at least two) of ``payload`` in two parts, cut at the row nearest to the middle in bytes."""
+    body = _inflated(payload)
+    middle = len(body) // 2
+    before, after = body.rfind(b"\n", 0, middle), body.find(b"\n", middle)
+    cut = after if before < 0 or (0 <= after < 2 * middle - before) else before
+    return body[:cut], body[cut + 1 :]
+
+
+def _inflated(payload: Payload) -> bytes:
+    """What ``compress`` was given."""
+    if payload.encoding == "gzip":
+        return bytes(isal_zlib.decompress(payload.body, 31))
+    if payload.encoding == "zstd":
+        return bytes(zstd.decompress(payload.body))
+    return payload.body
+
+
 def content_encoding(header: str) -> str | None:
     """The one encoding that ``Content-Encoding`` names, None for none; ``BodyRefused`` 415 for another."""
     try:
         return _ALIASES[header.strip().lower()]
     except KeyError:
         raise BodyRefused(
-            415, f"Content-Encoding is not supported; use one of {', '.join(ENCODINGS)}, or none"
+            415, f"Content-Encoding {_shown(header)} is not supported; use one of {', '.join(ENCODINGS)}, or none"
         ) from None
+
+
+def _shown(header: str) -> str:
+    """A header's value as a message can hold it: short, and nothing in it that a terminal would obey."""
+    text = header.strip()
+    return ascii(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
 
 
 def inflate(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:

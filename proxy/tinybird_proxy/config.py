@@ -51,6 +51,8 @@ class Config:
     max_body_bytes: int
     max_inflated_bytes: int
     max_destinations: int
+    max_age_s: float | None
+    dead_letter_bytes: int
     upstream_wait: bool
     upstream_rate: float
     upstream_concurrency: int
@@ -61,7 +63,14 @@ class Config:
     max_waiters: int
     drain_delay_s: float
     shutdown_timeout_s: float
+    max_connections: int
+    max_header_bytes: int
+    header_timeout_s: float
+    body_timeout_s: float
+    keepalive_timeout_s: float
+    keepalive_max_age_s: float
     node_id: str | None
+    tinybird_metrics_datasource: str | None
     log_level: str
     log_format: Literal["auto", "json", "console"]
 
@@ -187,6 +196,12 @@ def _node_id(text: str) -> str:
     return text
 
 
+def _data_source(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,255}", text):
+        raise ValueError("must be a data source's name: letters, digits and underscores")
+    return text
+
+
 def format_duration(seconds: float) -> str:
     """``seconds`` as a person would write it in an option: 250ms, 1s, 5m."""
     if seconds == 0:
@@ -223,6 +238,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("MAX_BODY_BYTES", "max_body_bytes", _size(1, 10**9), "10MB", "Largest body of a client, as sent."),
     Option("MAX_INFLATED_BYTES", "max_inflated_bytes", _size(1, 10**9), "64MB", "Largest body of a client after decompression."),
     Option("MAX_DESTINATIONS", "max_destinations", _integer(1, 100_000), "1000", "Most destinations (data source, `__tb` parameters, client's own token) at once."),
+    Option("MAX_AGE", "max_age_s", _duration(1.0, 365 * 86400.0), None, "A batch whose youngest row is older becomes a dead letter (default: rows are tried for ever)."),
+    Option("DEAD_LETTER_BYTES", "dead_letter_bytes", _size(0), "64MB", "Memory for dead letters; beyond it the oldest are lost, which is counted and logged."),
     Option("UPSTREAM_WAIT", "upstream_wait", _flag, "true", "Ask Tinybird with `wait=true`, so that its answer means written."),
     Option("UPSTREAM_RATE", "upstream_rate", _number(0.01, 100_000), "90", "Most requests a second to Tinybird for each destination."),
     Option("UPSTREAM_CONCURRENCY", "upstream_concurrency", _integer(1, 1000), "16", "Most requests in flight to Tinybird for each destination."),
@@ -233,13 +250,30 @@ OPTIONS: tuple[Option, ...] = (
     Option("MAX_WAITERS", "max_waiters", _integer(0, 1_000_000), "2000", "Most requests waiting so at once; beyond that 202."),
     Option("DRAIN_DELAY", "drain_delay_s", _duration(0.0, 3600.0), "0s", "How long a draining proxy is unready before it refuses requests."),
     Option("SHUTDOWN_TIMEOUT", "shutdown_timeout_s", _duration(0.0, 86400.0), "25s", "From the first signal to the exit, `DRAIN_DELAY` included."),
+    Option("MAX_CONNECTIONS", "max_connections", _integer(1, 1_000_000), "10000", "Most connections of clients; a new one then ends the one that was idle for longest."),
+    Option("MAX_HEADER_BYTES", "max_header_bytes", _size(1024, 10**6), "32Ki", "Largest head (request line and headers) of a client's request."),
+    Option("HEADER_TIMEOUT", "header_timeout_s", _duration(0.1, 3600.0), "10s", "How long a client may take to send a request's head once it has begun."),
+    Option("BODY_TIMEOUT", "body_timeout_s", _duration(0.1, 3600.0), "60s", "How long a client may take to send a body."),
+    Option("KEEPALIVE_TIMEOUT", "keepalive_timeout_s", _duration(1.0, 86400.0), "650s", "How long a client's connection may be idle; longer than a load balancer keeps its own."),
+    Option("KEEPALIVE_MAX_AGE", "keepalive_max_age_s", _duration(1.0, 86400.0), "5m", "A connection so old (10 % more or less, by chance) ends after its next answer, so that load balancers spread clients anew."),
     Option("NODE_ID", "node_id", _node_id, None, "Name of this instance in logs, batch ids and spans (default: the host's name)."),
+    Option("TINYBIRD_METRICS_DATASOURCE", "tinybird_metrics_datasource", _data_source, None, "Data source for the proxy's own counters, a row each minute. Needs `TINYBIRD_TOKEN`."),
     Option("LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error."),
     Option("LOG_FORMAT", "log_format", _choice("auto", "json", "console"), "auto", "json, console, or auto: console on a terminal."),
 )
 # fmt: on
 
-_OUR_PREFIXES = ("TINYBIRD_", "BATCH_", "BUFFER_", "UPSTREAM_", "FLUSH_", "AUTHORIZATION_TOKEN", "ADMIN_")
+_OUR_PREFIXES = (
+    "TINYBIRD_",
+    "DEAD_LETTER_",
+    "KEEPALIVE_",
+    "BATCH_",
+    "BUFFER_",
+    "UPSTREAM_",
+    "FLUSH_",
+    "AUTHORIZATION_TOKEN",
+    "ADMIN_",
+)
 # A Service named tinybird-proxy injects TINYBIRD_PROXY_PORT=tcp://… and its like into every pod of its namespace.
 _NOT_OURS_PREFIX = "TINYBIRD_PROXY_"
 
@@ -287,6 +321,10 @@ def _contradictions(values: Mapping[str, Any], env: Mapping[str, str]) -> list[P
         without = "needs TINYBIRD_TOKEN: without it clients send Tinybird's own tokens"
         gates = [name for name in ("AUTHORIZATION_TOKEN", "AUTHORIZATION_TOKEN_FILE") if name in env]
         problems += [Problem(name, without) for name in gates[:1]]
+    if "TINYBIRD_METRICS_DATASOURCE" in env and "TINYBIRD_TOKEN" not in env and "TINYBIRD_TOKEN_FILE" not in env:
+        problems.append(
+            Problem("TINYBIRD_METRICS_DATASOURCE", "needs TINYBIRD_TOKEN: the proxy's own rows need a token of ours")
+        )
     if has("token_file_wait") and values["token_file_wait"] and "TINYBIRD_TOKEN_FILE" not in env:
         problems.append(Problem("TOKEN_FILE_WAIT", "needs TINYBIRD_TOKEN_FILE: there is no file to wait for"))
     if has("tls_cert_file") != has("tls_key_file"):

@@ -6,6 +6,17 @@ from tinybird_proxy.pacing import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFacts:
+    """A batch that Tinybird refused and whose bad rows are being looked for. ``waiting``: others behind it."""
+
+    reason: str
+    rows: int
+    rows_left: int
+    requests: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationFacts:
     """How one destination stands right now."""
 
@@ -25,6 +36,9 @@ class DestinationFacts:
     next_attempt_in_s: float | None
     not_delivering_for_s: float | None
     refusing: int | None
+    splitting: SplitFacts | None
+    ceiling_bytes: int | None
+    letters_rows: int
     ledger: dict[str, int | dict[str, int]]
 
 

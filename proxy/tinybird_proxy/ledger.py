@@ -3,8 +3,13 @@
     accepted + recovered + replayed
         = delivered + quarantined + unverified + dead_lettered + dropped{reason} + buffered
 
-``buffered`` is not a counter of the ledger: it is what the buffer really holds, so that the equation can fail if
-somebody makes a mistake. Plain integers, rows everywhere.
+and where every row is that became a dead letter:
+
+    dead_lettered + letters_recovered
+        = replayed + letters_deleted + letters_evicted + letters_lost_at_exit + letters_held
+
+``buffered`` and ``letters_held`` are not counters of the ledger: they are what is really held, so that an equation can
+fail by a mistake. A replay is counted when its rows re-enter the buffer. Plain integers, rows everywhere.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +23,17 @@ class DropReason(StrEnum):
     IN_DOUBT = "in_doubt"  # in flight when the process stopped: may have arrived
 
 
+class LetterReason(StrEnum):
+    """Why rows were given up on."""
+
+    REJECTED = "rejected"  # Tinybird refuses this row (400)
+    TOO_LARGE = "too_large"  # Tinybird refuses a request with nothing but this row (413)
+    UNDECIDED = "undecided"  # among these rows are bad ones, and the search for them ran out of requests
+    PARTIAL = "partial"  # Tinybird took a part of these rows (422): sending them again doubles that part
+    UNAUTHORIZED = "unauthorized"  # no token was ever accepted for them
+    EXPIRED = "expired"  # older than MAX_AGE
+
+
 @dataclass(slots=True)
 class Ledger:
     """The terms of the equation, for one destination or for all together."""
@@ -29,6 +45,10 @@ class Ledger:
     quarantined: int = 0
     unverified: int = 0
     dead_lettered: int = 0
+    letters_recovered: int = 0
+    letters_deleted: int = 0
+    letters_evicted: int = 0
+    letters_lost_at_exit: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     ambiguous: int = 0  # no term: rows of batches with an unknown outcome, the upper bound of duplicates
 
@@ -52,6 +72,20 @@ class Ledger:
         """Rows that are missing (positive) or too many (negative); 0 when the equation holds."""
         return self.expected_buffered() - buffered
 
+    def expected_letters(self) -> int:
+        """How many rows the dead letters must be holding if every one is accounted for."""
+        came = self.dead_lettered + self.letters_recovered
+        return came - self.replayed - self.letters_deleted - self.letters_evicted - self.letters_lost_at_exit
+
+    def letters_imbalance(self, held: int) -> int:
+        """Rows missing among the dead letters (positive) or too many (negative); 0 when the equation holds."""
+        return self.expected_letters() - held
+
+    @property
+    def lost_at_exit(self) -> int:
+        """Rows that this stop lost: dropped ones, and dead letters that only the memory held."""
+        return self.dropped_total + self.letters_lost_at_exit
+
     def add(self, other: "Ledger") -> None:
         """Add ``other``'s terms to this one's."""
         self.accepted += other.accepted
@@ -61,12 +95,16 @@ class Ledger:
         self.quarantined += other.quarantined
         self.unverified += other.unverified
         self.dead_lettered += other.dead_lettered
+        self.letters_recovered += other.letters_recovered
+        self.letters_deleted += other.letters_deleted
+        self.letters_evicted += other.letters_evicted
+        self.letters_lost_at_exit += other.letters_lost_at_exit
         self.ambiguous += other.ambiguous
         for reason, row_count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + row_count
 
-    def as_dict(self, buffered: int) -> dict[str, int | dict[str, int]]:
-        """Every term by name, ``buffered`` included: the shape of ``/status``."""
+    def as_dict(self, buffered: int, letters_held: int) -> dict[str, int | dict[str, int]]:
+        """Every term by name, ``buffered`` and ``letters_held`` included: the shape of ``/status``."""
         return {
             "accepted": self.accepted,
             "recovered": self.recovered,
@@ -78,4 +116,9 @@ class Ledger:
             "dropped": dict(self.dropped),
             "buffered": buffered,
             "ambiguous": self.ambiguous,
+            "letters_recovered": self.letters_recovered,
+            "letters_deleted": self.letters_deleted,
+            "letters_evicted": self.letters_evicted,
+            "letters_lost_at_exit": self.letters_lost_at_exit,
+            "letters_held": letters_held,
         }

@@ -93,6 +93,11 @@ class Pacing:
         self._failures = 0
         self.paused_until = self._pause_ends_at = -math.inf
 
+    def answered(self, now: float, started_at: float) -> None:
+        """Tinybird refused the rows of a request begun at ``started_at``, so it is there: no pause goes on for that."""
+        if started_at > self._failed_at:
+            self.probe_now(now)
+
     def failed(self, now: float, started_at: float, reason: str) -> None:
         """A request failed and may succeed unchanged: back off, twice as long each time in a row.
 

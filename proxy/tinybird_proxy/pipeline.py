@@ -4,19 +4,20 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tinybird_proxy.admission import Capacity, Refusal, Standing, has_room, refuse, retry_after_s
-from tinybird_proxy.batch import DestinationKey
+from tinybird_proxy.batch import BatchLimits, DestinationKey
+from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter
 from tinybird_proxy.destination import Destination, Surroundings
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import Ledger
+from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import fields, get_logger
-from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome, Ticket
+from tinybird_proxy.ticket import Buffered, Outcome, Ticket
 
 CONTACT_WAIT_S = 1.0
 RESTART_DELAY_S = 1.0
@@ -35,6 +36,18 @@ class PipelineLimits:
     max_destinations: int
     max_waiters: int
     wait_timeout_s: float
+
+
+@dataclass(slots=True)
+class Replay:
+    """What became of the letters that were meant: rows in the buffer again, or why not."""
+
+    replayed_letters: int = 0
+    replayed_rows: int = 0
+    replaying_rows: int = 0  # since before
+    client_told_rows: int = 0
+    partial_rows: int = 0
+    no_room_rows: int = 0
 
 
 class Waiting:
@@ -56,7 +69,7 @@ class Waiting:
         self.contact = contact
         self.destination = destination
         self.future: asyncio.Future[Outcome] = loop.create_future()
-        self.ticket = Ticket(self._tell, contact_only=not wait_for_delivery)
+        self.ticket = Ticket(self._tell, row_count, contact_only=not wait_for_delivery)
         self.wait_for_delivery = wait_for_delivery
         self.deadline = deadline
 
@@ -79,6 +92,7 @@ class Pipeline:
         self._group: asyncio.TaskGroup | None = None
         self._taking = False  # from ``running`` until ``drain`` or the end: later nobody would send what is promised
         self._forgotten = Ledger()
+        self._with_letters: dict[DestinationKey, Ledger] = {}  # of destinations forgotten while they had dead letters
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -96,6 +110,7 @@ class Pipeline:
                 await asyncio.gather(*self._tasks.values(), return_exceptions=True)
                 for destination in self._destinations.values():
                     destination.abandon()
+                self.surroundings.letters.lose_all()
 
     # A request's way in.
 
@@ -145,7 +160,7 @@ class Pipeline:
         destination = self._destinations.get(key)
         return destination is not None and destination.pacing.confirmed
 
-    async def hear(self, waiting: Waiting) -> Confirmed | Buffered | NotTaken | Dropped:
+    async def hear(self, waiting: Waiting) -> Outcome:
         """Wait for what becomes of an offer, as long as it may take."""
         self.waiter_count += 1
         try:
@@ -190,7 +205,7 @@ class Pipeline:
     def _standing(self, destination: Destination) -> Standing:
         if destination.unconfirmed:
             return Standing.UNCONFIRMED
-        return Standing.DELIVERING if destination.pacing.delivering else Standing.NOT_DELIVERING
+        return Standing.DELIVERING if destination.delivering else Standing.NOT_DELIVERING
 
     def _with_retry_after(self, refusal: Refusal, now: float) -> Refusal:
         if refusal.status not in (429, 503):
@@ -210,7 +225,8 @@ class Pipeline:
             return self._with_retry_after(Refusal(503, "destinations", message), self.surroundings.now())
         if self._group is None:
             return STOPPING
-        destination = Destination(key, self.surroundings)
+        ledger = self._with_letters.pop(key) if key in self._with_letters else Ledger()
+        destination = Destination(key, self.surroundings, ledger)
         self._destinations[key] = destination
         self._tasks[key] = self._group.create_task(self._supervise(destination))
         return destination
@@ -221,10 +237,71 @@ class Pipeline:
         if not idle:
             return False
         oldest = min(idle, key=lambda destination: destination.used_at)
-        self._forgotten.add(oldest.ledger)
+        self._with_letters[oldest.key] = oldest.ledger
+        self._forget_ledgers()
         del self._destinations[oldest.key]
         self._tasks.pop(oldest.key).cancel()
         return True
+
+    def _forget_ledgers(self) -> None:
+        """Sum up the ledgers of forgotten destinations that no dead letter refers to any more."""
+        letters = self.surroundings.letters
+        for key in [key for key in self._with_letters if not letters.held_rows(key)]:
+            self._forgotten.add(self._with_letters.pop(key))
+
+    # Dead letters.
+
+    async def replay(self, wanted: LetterFilter) -> Replay:
+        """Send the rows of the letters that ``wanted`` means again, as far as the buffer has room.
+
+        Letters whose clients were told, and those that would double rows, only if ``wanted`` names their kind or ids.
+        """
+        letters, outcome = self.surroundings.letters, Replay()
+        chosen: dict[DestinationKey, list[DeadLetter]] = {}
+        for letter in letters.select(wanted):
+            if letter.replaying:
+                outcome.replaying_rows += letter.row_count
+            elif letter.client_told and wanted.client_told is None and wanted.ids is None:
+                outcome.client_told_rows += letter.row_count
+            elif letter.doubles and wanted.reason is not LetterReason.PARTIAL and wanted.ids is None:
+                outcome.partial_rows += letter.row_count
+            else:
+                chosen.setdefault(letter.key, []).append(letter)
+        for key, of_one in chosen.items():
+            for batch in _batches_of(of_one, self.surroundings.limits):
+                await self._replay_batch(key, batch, outcome)
+        return outcome
+
+    async def _replay_batch(self, key: DestinationKey, batch: list[DeadLetter], outcome: Replay) -> None:
+        bodies = await self.surroundings.codec.rows_in([letter.payload for letter in batch])
+        held = self.surroundings.letters.holds
+        items = [
+            (Rows(body, letter.row_count), letter) for body, letter in zip(bodies, batch, strict=True) if held(letter)
+        ]
+        row_count = sum(rows.row_count for rows, _ in items)
+        size_bytes = sum(len(rows.body) + 1 for rows, _ in items)
+        destination = self._destinations.get(key) or (self._make(key) if self._taking else STOPPING)
+        if not self._taking or isinstance(destination, Refusal):
+            outcome.no_room_rows += row_count
+            return
+        standing = self._standing(destination)
+        if refuse(standing, row_count, size_bytes, self._buffer.occupancy, self.limits.capacity) is not None:
+            outcome.no_room_rows += row_count
+            return
+        for rows, _ in items:
+            self._buffer.hold(key, rows, unconfirmed=destination.unconfirmed)
+        if items:
+            destination.put_replay(items, self.surroundings.now())
+            outcome.replayed_letters += len(items)
+            outcome.replayed_rows += row_count
+
+    def delete_letters(self, wanted: LetterFilter = EVERY_LETTER) -> tuple[int, int]:
+        """Delete the letters that ``wanted`` means, unless they are being replayed. Letters and rows that are gone."""
+        letters = self.surroundings.letters
+        gone = [letter.row_count for letter in letters.select(wanted) if letters.delete(letter)]
+        return len(gone), sum(gone)
+
+    # The tasks.
 
     async def _supervise(self, destination: Destination) -> None:
         """Run a destination for ever: a task that dies is restarted and counted, its batches are kept."""
@@ -302,6 +379,8 @@ class Pipeline:
         """The ledger of all destinations, the forgotten ones included."""
         total = Ledger()
         total.add(self._forgotten)
+        for ledger in self._with_letters.values():
+            total.add(ledger)
         for destination in self._destinations.values():
             total.add(destination.ledger)
         return total
@@ -320,14 +399,46 @@ class Pipeline:
         return rows / rate if rate > 0.01 else None
 
     def check_ledger(self) -> int:
-        """The imbalance, in rows; anything but 0 is a mistake of ours, logged at ERROR."""
-        imbalance = 0
+        """Rows by which anything is off; anything but 0 is a mistake of ours, logged at ERROR.
+
+        Both equations of each destination against what is really there, and the buffer's own count against the batches.
+        """
+        self._forget_ledgers()
+        letters, off = self.surroundings.letters, 0
+        rows = size_bytes = 0
         for destination in self._destinations.values():
-            off = destination.ledger.imbalance(destination.buffered_rows())
-            if off:
-                _log.error(
-                    "the ledger does not balance: rows are missing (positive) or too many (negative)",
-                    extra=fields(data_source=destination.key.name, rows=off),
-                )
-                imbalance += abs(off)
-        return imbalance
+            here = destination.held()
+            rows, size_bytes = rows + here[0], size_bytes + here[1]
+            key, ledger = destination.key, destination.ledger
+            off += _complain(key.name, "buffer", ledger.imbalance(destination.buffered_rows()))
+            off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
+        for key, ledger in self._with_letters.items():
+            off += _complain(key.name, "buffer", ledger.imbalance(0))
+            off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
+        off += _complain("(all)", "dead letters", self.ledger().letters_imbalance(letters.held_rows()))
+        occupancy = self._buffer.occupancy
+        off += _complain("(all)", "buffer's count", rows - occupancy.row_count)
+        return off + _complain("(all)", "buffer's count of bytes", size_bytes - occupancy.size_bytes)
+
+
+def _complain(data_source: str, where: str, off: int) -> int:
+    if off:
+        _log.error(
+            "the ledger does not balance: rows are missing (positive) or too many (negative)",
+            extra=fields(data_source=data_source, where=where, rows=off),
+        )
+    return abs(off)
+
+
+def _batches_of(letters: list[DeadLetter], limits: BatchLimits) -> Iterator[list[DeadLetter]]:
+    """Letters that leave together: within a batch's limits, but never a part of one."""
+    batch: list[DeadLetter] = []
+    rows = size_bytes = 0
+    for letter in letters:
+        if batch and (rows + letter.row_count > limits.max_rows or size_bytes + letter.raw_bytes > limits.max_bytes):
+            yield batch
+            batch, rows, size_bytes = [], 0, 0
+        batch.append(letter)
+        rows, size_bytes = rows + letter.row_count, size_bytes + letter.raw_bytes
+    if batch:
+        yield batch

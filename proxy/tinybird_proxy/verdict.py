@@ -1,7 +1,7 @@
 """Verdicts: from Tinybird's reply to what happens with the batch. One pure function.
 
 Contract and reasons: Tinybird's Events API (https://www.tinybird.co/docs/api-reference/events-api). What is not
-documented there is marked so. In this version 400, 413 and 422 hold the batch: nothing is lost, and it is shown.
+documented there is marked so.
 """
 
 import math
@@ -64,7 +64,24 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """400 or 413: nothing was ingested, and these rows will never go in like this."""
+    """400 or 413: nothing was ingested, and these rows will never go in like this: ask for them in parts.
+
+    ``too_large``: it is the size that is refused (413), so halves may go in; else (400) a row or the request is bad.
+    """
+
+    status: int
+    message: str
+    reason: str
+
+    @property
+    def too_large(self) -> bool:
+        """Whether the size is what Tinybird refuses."""
+        return self.status == 413
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """422: Tinybird took a part of the rows and did not say which, so they are never sent again by themselves."""
 
     status: int
     message: str
@@ -80,16 +97,14 @@ class Denied:
     reason: str
 
 
-Decision = Settled | Again | Held | Rejected | Denied
+Decision = Settled | Again | Held | Rejected | Partial | Denied
 
 _WHY_REJECTED = {
     400: "Tinybird says the request is not valid",
     413: "Tinybird says the request is too large",
 }
-_WHY_HELD = {
-    422: "Tinybird says it took only a part of the rows",
-    508: "the request came back to this proxy: TINYBIRD_URL leads to itself",
-}
+_PARTIAL = "Tinybird says it took only a part of the rows"
+_LOOP = "the request came back to this proxy: TINYBIRD_URL leads to itself"
 _WHY_DENIED = {
     401: "Tinybird does not accept the token",
     403: "Tinybird does not accept the token for this data source",
@@ -114,9 +129,10 @@ def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime)
         return Again(reason, ambiguous=False, throttled=True, retry_after_s=retry_after_s(reply.headers, now_utc))
     if status in _WHY_REJECTED:
         return Rejected(status, message_of(reply), _sentence(_WHY_REJECTED[status], reply))
-    if status in _WHY_HELD:
-        partial = status == 422
-        return Held(_sentence(_WHY_HELD[status], reply), ambiguous=partial, probe=not partial)
+    if status == 422:
+        return Partial(status, message_of(reply), _sentence(_PARTIAL, reply))
+    if status == 508:
+        return Held(_sentence(_LOOP, reply))
     if status == 408 or 500 <= status < 600:
         return Again(_sentence("Tinybird answered with an error", reply), ambiguous=True)
     if 300 <= status < 400:

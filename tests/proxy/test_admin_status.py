@@ -74,6 +74,8 @@ async def test_the_ledger_and_the_counters_add_up() -> None:
         assert status["ledger"] == {
             **{"accepted": 5, "recovered": 0, "replayed": 0, "delivered": 4, "quarantined": 1, "unverified": 0},
             **{"dead_lettered": 0, "dropped": {}, "buffered": 0, "ambiguous": 0, "balances": True},
+            **{"letters_recovered": 0, "letters_deleted": 0, "letters_evicted": 0, "letters_lost_at_exit": 0},
+            "letters_held": 0,
         }
         assert status["requests"]["accepted"] == 2
         assert status["requests"]["refused"] == {"http_400": 1}

@@ -12,11 +12,12 @@ from tinybird_proxy.batch import (
     FrozenBatch,
     OpenBatch,
     Payload,
+    Replayed,
     Trigger,
     freeze,
 )
 from tinybird_proxy.rows import Rows
-from tinybird_proxy.ticket import Ticket
+from tinybird_proxy.ticket import Place, Ticket
 
 OURS = DestinationKey("/v0/events", "clicks", (("__tb__x", "1"),), None)
 THEIRS = OURS._replace(token="p.sEcReT")
@@ -85,8 +86,10 @@ def test_freezing_keeps_everything_and_adds_who_when_and_why() -> None:
     batch = OpenBatch(1.0)
     batch.add(rows(2), 1.0)
     batch.add(rows(3, 4), 2.5)
-    ticket = Ticket(lambda outcome: None, contact_only=False)
-    batch.tickets.append((ticket, 2))
+    place = Place(Ticket(lambda outcome: None, 2, contact_only=False), 1, 2)
+    batch.tickets.append(place)
+    replayed = Replayed(object(), 0, 1)
+    batch.replays.append(replayed)
     batch.link("00-a")
     batch.came_via("b, a")
     done = freeze(batch, batch_id="node-7", key=THEIRS, trigger=Trigger.ROWS, now=3.0)
@@ -94,8 +97,9 @@ def test_freezing_keeps_everything_and_adds_who_when_and_why() -> None:
     assert (done.bodies, list(done.row_counts)) == ([b"xx", b"xxx\nxxxx"], [1, 2])
     assert (done.item_count, done.row_count, done.size_bytes) == (2, 3, 12)
     assert (done.oldest_at, done.youngest_at) == (1.0, 2.5)
-    assert (done.tickets, done.links, done.link_count, done.vias) == ([(ticket, 2)], ["00-a"], 1, ("a", "b"))
-    assert (done.promised, done.payload, done.attempts, done.ambiguous) == (True, None, 0, False)
+    assert (done.tickets, done.links, done.link_count, done.vias) == ([place], ["00-a"], 1, ("a", "b"))
+    assert done.replays == [replayed]
+    assert (done.promised, done.payload, done.attempts, done.ambiguous, done.split) == (True, None, 0, False, None)
 
 
 def test_an_empty_batch_is_as_young_as_it_is_old() -> None:

@@ -85,7 +85,16 @@ def test_another_encoding_is_refused_with_the_list_of_ours(header: str) -> None:
     with pytest.raises(BodyRefused) as caught:
         content_encoding(header)
     assert caught.value.status == 415
-    assert caught.value.message == "Content-Encoding is not supported; use one of gzip, deflate, zstd, or none"
+    assert caught.value.message == (
+        f"Content-Encoding {header!a} is not supported; use one of gzip, deflate, zstd, or none"
+    )
+
+
+def test_the_encoding_that_is_refused_is_shown_short_and_printable() -> None:
+    with pytest.raises(BodyRefused) as caught:
+        content_encoding(" \x1b[2J\udc80" + "x" * 1000)
+    shown = caught.value.message.removeprefix("Content-Encoding ").partition(" is not")[0]
+    assert shown == "'\\x1b[2J\\udc80" + "x" * 35 + "...'"
 
 
 def test_every_encoding_of_the_list_can_be_inflated() -> None:

@@ -30,6 +30,7 @@ def outcome(env: Mapping[str, str]) -> Config | ConfigError:
 def value(variable: str, text: str) -> Any:
     """What ``variable`` comes to, with everything around it made to fit."""
     fitting = {"TINYBIRD_TOKEN": "t"} if variable.startswith("AUTHORIZATION_TOKEN") else {}
+    fitting |= {"TINYBIRD_TOKEN": "t"} if variable == "TINYBIRD_METRICS_DATASOURCE" else {}
     fitting |= {"TINYBIRD_TOKEN_FILE": "/t"} if variable == "TOKEN_FILE_WAIT" else {}
     fitting |= {"TLS_KEY_FILE": "/k"} if variable == "TLS_CERT_FILE" else {}
     fitting |= {"TLS_CERT_FILE": "/c"} if variable == "TLS_KEY_FILE" else {}
@@ -64,6 +65,8 @@ DEFAULTS: Final = {
     "MAX_BODY_BYTES": 10_000_000,
     "MAX_INFLATED_BYTES": 64_000_000,
     "MAX_DESTINATIONS": 1000,
+    "MAX_AGE": None,
+    "DEAD_LETTER_BYTES": 64_000_000,
     "UPSTREAM_WAIT": True,
     "UPSTREAM_RATE": 90.0,
     "UPSTREAM_CONCURRENCY": 16,
@@ -74,7 +77,14 @@ DEFAULTS: Final = {
     "MAX_WAITERS": 2000,
     "DRAIN_DELAY": 0.0,
     "SHUTDOWN_TIMEOUT": 25.0,
+    "MAX_CONNECTIONS": 10_000,
+    "MAX_HEADER_BYTES": 32_768,
+    "HEADER_TIMEOUT": 10.0,
+    "BODY_TIMEOUT": 60.0,
+    "KEEPALIVE_TIMEOUT": 650.0,
+    "KEEPALIVE_MAX_AGE": 300.0,
     "NODE_ID": None,
+    "TINYBIRD_METRICS_DATASOURCE": None,
     "LOG_LEVEL": "info",
     "LOG_FORMAT": "auto",
 }
@@ -232,11 +242,20 @@ def test_flags_are_true_or_false_in_a_few_spellings(text: str, flag: bool) -> No
         ("UPSTREAM_RATE", "1e3", "must be a number from 0.01 to 100000"),
         ("NODE_ID", "a b", "must be 1 to 128 letters, digits, dots, dashes or underscores"),
         ("NODE_ID", "x" * 129, "must be 1 to 128 letters, digits, dots, dashes or underscores"),
+        ("MAX_HEADER_BYTES", "32", "must be at least 1024 and at most 1000000 bytes"),
+        ("KEEPALIVE_MAX_AGE", "300", "must be a duration such as 250ms, 1s or 5m"),
     ],
     ids=lambda text: text if len(text) < 40 else "long",
 )
 def test_a_bad_value_is_named_with_its_variable_and_what_is_allowed(variable: str, text: str, bad: str) -> None:
     assert problems({variable: text}) == [f"{variable}: {text!r}: {bad}"]
+
+
+@pytest.mark.parametrize("text", ["9lives", "a-b", "x" * 257, "a b", "é"], ids=lambda text: text[:10])
+def test_the_data_source_of_the_proxys_own_rows_needs_a_name_that_tinybird_takes(text: str) -> None:
+    assert problems({"TINYBIRD_TOKEN": "t", "TINYBIRD_METRICS_DATASOURCE": text}) == [
+        f"TINYBIRD_METRICS_DATASOURCE: {text!r}: must be a data source's name: letters, digits and underscores"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +272,9 @@ def test_a_bad_value_is_named_with_its_variable_and_what_is_allowed(variable: st
         ("AUTHORIZATION_TOKEN", "a name=x\nb # two", "a name=x\nb # two"),
         ("TLS_CERT_FILE", "/c", "/c"),
         ("TOKEN_FILE_WAIT", "1", True),
+        ("MAX_AGE", "7d", 604_800.0),
+        ("DEAD_LETTER_BYTES", "0", 0),
+        ("TINYBIRD_METRICS_DATASOURCE", "ops.proxy_2", "ops.proxy_2"),
     ],
 )
 def test_good_values_are_taken(variable: str, text: str, expected: Any) -> None:
@@ -272,6 +294,8 @@ BOUNDS: Final = {
     "MAX_BODY_BYTES": ("0", "1", "1GB", "1000000001"),
     "MAX_INFLATED_BYTES": ("0", "1", "1GB", "1000000001"),
     "MAX_DESTINATIONS": ("0", "1", "100000", "100001"),
+    "MAX_AGE": ("999ms", "1s", "365d", "366d"),
+    "DEAD_LETTER_BYTES": ("-1", "0", "1000GB", "1000000000001"),
     "UPSTREAM_RATE": ("0.009", "0.01", "100000", "100000.1"),
     "UPSTREAM_CONCURRENCY": ("0", "1", "1000", "1001"),
     "UPSTREAM_TIMEOUT": ("99ms", "100ms", "1h", "3601s"),
@@ -279,7 +303,15 @@ BOUNDS: Final = {
     "MAX_WAITERS": ("-1", "0", "1000000", "1000001"),
     "DRAIN_DELAY": ("-1s", "0s", "1h", "3601s"),
     "SHUTDOWN_TIMEOUT": ("-1s", "0s", "1d", "86401s"),
+    "MAX_CONNECTIONS": ("0", "1", "1000000", "1000001"),
+    "MAX_HEADER_BYTES": ("1023", "1Ki", "1MB", "1000001"),
+    "HEADER_TIMEOUT": ("99ms", "100ms", "1h", "3601s"),
+    "BODY_TIMEOUT": ("99ms", "100ms", "1h", "3601s"),
+    "KEEPALIVE_TIMEOUT": ("999ms", "1s", "1d", "86401s"),
+    "KEEPALIVE_MAX_AGE": ("999ms", "1s", "1d", "86401s"),
 }
+# Numbers that need not be given.
+UNSET_NUMBERS: Final = {"MAX_AGE"}
 
 
 @pytest.mark.parametrize(("variable", "bounds"), BOUNDS.items(), ids=BOUNDS)
@@ -294,7 +326,7 @@ def test_every_number_has_bounds(variable: str, bounds: tuple[str, str, str, str
 
 def test_no_number_is_without_bounds() -> None:
     numbers = {variable for variable, default in DEFAULTS.items() if type(default) in (int, float)}
-    assert set(BOUNDS) == numbers
+    assert set(BOUNDS) == numbers | UNSET_NUMBERS
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.variable)
@@ -403,6 +435,11 @@ def test_a_secret_in_a_url_is_refused_and_never_shown(text: str) -> None:
             id="a file of clients' tokens alone",
         ),
         pytest.param(
+            {"TINYBIRD_METRICS_DATASOURCE": "ops"},
+            ["TINYBIRD_METRICS_DATASOURCE: needs TINYBIRD_TOKEN: the proxy's own rows need a token of ours"],
+            id="rows of the proxy's own without a token",
+        ),
+        pytest.param(
             {"TOKEN_FILE_WAIT": "true", "TINYBIRD_TOKEN": "t"},
             ["TOKEN_FILE_WAIT: needs TINYBIRD_TOKEN_FILE: there is no file to wait for"],
             id="waiting for no file",
@@ -462,6 +499,7 @@ def test_options_that_contradict_each_other_are_named(env: Mapping[str, str], ex
         pytest.param({"DRAIN_DELAY": "25s"}, id="a delay as long as the stop"),
         pytest.param({"TINYBIRD_URL": "https://a", "TINYBIRD_BASE_URL": "https://a"}, id="one thing under two names"),
         pytest.param({"TOKEN_FILE_WAIT": "false"}, id="not waiting for no file"),
+        pytest.param({"TINYBIRD_METRICS_DATASOURCE": "ops", "TINYBIRD_TOKEN_FILE": "/t"}, id="the proxy's own rows"),
         pytest.param({"AUTHORIZATION_TOKEN_FILE": "/a", "TINYBIRD_TOKEN_FILE": "/t"}, id="two files"),
     ],
 )
@@ -535,6 +573,9 @@ def test_every_option_that_is_a_token_is_secret() -> None:
         ("LOGLEVEL", "did you mean LOG_LEVEL?"),
         ("BUFFER_ROWS_AT_MOST", "and has no effect"),
         ("UPSTREAM_RETRIES", "and has no effect"),
+        ("KEEPALIVE_AGE_AT_MOST", "and has no effect"),
+        ("DEAD_LETTER_ROWS_AT_MOST", "and has no effect"),
+        ("MAX_CONNECTION", "did you mean MAX_CONNECTIONS?"),
     ],
 )
 def test_a_variable_that_looks_like_one_of_ours_is_warned_about(variable: str, warning: str) -> None:

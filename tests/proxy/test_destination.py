@@ -28,7 +28,7 @@ from tinybird_proxy.testing.fake_upstream import (
     unreachable,
 )
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
-from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken
+from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Refused
 from tinybird_proxy.tokens import OwnToken
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
@@ -484,7 +484,7 @@ async def test_counts_that_do_not_add_up_are_counts_all_the_same() -> None:
 
 # Holds.
 
-HELD_AND_PROBED: list[Script] = [400, 401, 403, 404, 413, 508, reply(307, Location="/"), 402, 418, 451]
+HELD_AND_PROBED: list[Script] = [401, 403, 404, 508, reply(307, Location="/"), 402, 418, 451]
 
 
 @pytest.mark.parametrize("step", HELD_AND_PROBED, ids=repr)
@@ -509,18 +509,21 @@ async def test_what_needs_a_person_is_held_shown_and_probed_each_minute_with_the
         assert imbalances(client.pipeline) == []
 
 
-async def test_a_batch_that_tinybird_took_in_part_is_held_and_not_sent_again_by_itself() -> None:
+async def test_a_batch_that_tinybird_took_in_part_is_a_dead_letter_and_not_sent_again_by_itself() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird) as client:
-        tinybird.will(then=422)
+        tinybird.will(422)
         client.offer(numbered([1, 2]))
         await asyncio.sleep(3600)
         assert len(tinybird.attempts) == 1
-        assert client.destination.facts().state is State.HELD
-        assert (ledger(client).ambiguous, client.destination.buffered_rows()) == (2, 2)
-        client.pipeline.probe_all()
-        await asyncio.sleep(1)
-        assert len(tinybird.attempts) == 2
+        assert client.destination.facts().state is State.DELIVERING
+        assert (ledger(client).dead_lettered, client.destination.buffered_rows()) == (2, 0)
+        (letter,) = client.pipeline.surroundings.letters.select()
+        assert (letter.reason, letter.status, letter.message) == ("partial", 422, "status 422 by script")
+        client.offer(numbered([3]))
+        await asyncio.sleep(5)
+        assert numbers_of(tinybird.taken()) == [3]
+        assert imbalances(client.pipeline) == []
 
 
 async def test_a_hold_is_probed_at_once_when_a_token_changes() -> None:
@@ -669,7 +672,7 @@ async def test_nobody_waits_for_an_attempt_that_comes_too_late() -> None:
         assert await client.send(numbered([3]), wait=True) == Confirmed(1, 0)
 
 
-@pytest.mark.parametrize("step", [403, 400, reply(429, Retry_After="60")], ids=["held", "held too", "paused"])
+@pytest.mark.parametrize("step", [403, 402, reply(429, Retry_After="60")], ids=["held", "held too", "paused"])
 async def test_those_who_wait_are_released_when_nothing_will_come_soon(step: Known) -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(batch_rows=2, concurrency=1)) as client:
@@ -872,7 +875,7 @@ async def test_who_waits_for_delivery_is_released_when_the_refusal_comes_too_lat
         assert ledger(client).accepted == 1
 
 
-@pytest.mark.parametrize("step", [unreachable(), 503, 429, 422, broken(), 302, 402], ids=name_of)
+@pytest.mark.parametrize("step", [unreachable(), 503, 429, broken(), 302, 402], ids=name_of)
 async def test_any_other_first_answer_is_a_promise(step: Script) -> None:
     tinybird = FakeUpstream([step], then=after(1, 200))
     async with new(tinybird, token="p.client") as client:
@@ -895,12 +898,30 @@ async def test_a_first_item_that_tinybird_rejects_is_not_taken_and_nothing_is_he
         assert await client.send(numbered([2])) == Confirmed(1, 0)
 
 
-async def test_a_rejection_that_comes_too_late_holds_what_was_promised() -> None:
-    tinybird = FakeUpstream([after(2, 400)])
+async def test_a_first_item_that_tinybird_takes_in_part_is_a_dead_letter_and_its_client_is_told() -> None:
+    tinybird = FakeUpstream([after(0.2, 422)])
+    async with new(tinybird, token="p.client") as client:
+        outcome = await client.send(numbered([1, 2]))
+        assert isinstance(outcome, Refused)
+        assert (outcome.status, "dead letters" in outcome.message) == (422, True)
+        (letter,) = client.pipeline.surroundings.letters.select()
+        assert (letter.row_count, letter.client_told) == (2, True)
+        assert (ledger(client).accepted, ledger(client).dead_lettered) == (2, 2)
+        assert imbalances(client.pipeline) == []
+
+
+@pytest.mark.parametrize(("status", "reason"), [(400, "rejected"), (413, "too_large")])
+async def test_a_rejection_that_comes_too_late_makes_a_dead_letter_of_what_was_promised(
+    status: int, reason: str
+) -> None:
+    tinybird = FakeUpstream([after(2, status)])
     async with new(tinybird, token="p.client") as client:
         assert await client.send(numbered([1])) == Buffered()
-        await asyncio.sleep(2)
-        assert (client.destination.facts().state, client.destination.buffered_rows()) == (State.HELD, 1)
+        await asyncio.sleep(3)
+        assert client.destination.buffered_rows() == 0
+        (letter,) = client.pipeline.surroundings.letters.select()
+        assert (letter.reason, letter.client_told) == (reason, False)
+        assert imbalances(client.pipeline) == []
 
 
 async def test_requests_that_come_while_the_first_one_is_out_are_promised() -> None:
@@ -1092,12 +1113,13 @@ async def test_the_log_does_not_claim_to_keep_what_was_not_taken(caplog: pytest.
     assert "p.client" not in caplog.text
 
 
-@pytest.mark.parametrize(("step", "words"), [(422, "somebody has to act"), (402, "probed each minute")])
+@pytest.mark.parametrize(("step", "words"), [(reply(200, b"OK"), "somebody has to act"), (402, "probed each minute")])
 async def test_the_log_says_whether_a_hold_is_probed(
     step: Script, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird) as client:
+        tinybird.counts_seen = False  # as if this URL had never answered like Tinybird
         tinybird.will(step)
         client.offer(numbered([1]))
         await asyncio.sleep(2)

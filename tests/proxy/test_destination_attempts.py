@@ -26,7 +26,7 @@ from tinybird_proxy.testing.fake_upstream import (
     unreachable,
 )
 from tinybird_proxy.testing.pipelines import OWN_TOKEN, Setup, numbered, numbers_of
-from tinybird_proxy.ticket import Buffered, Ticket
+from tinybird_proxy.ticket import Buffered, Place, Ticket
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.upstream import Upstream, UpstreamSettings
 
@@ -62,12 +62,12 @@ def make_batch(*numbers: int, key: DestinationKey = KEY, tickets: list[Ticket] |
     batch = OpenBatch(0.0)
     for number in numbers or (1, 2, 3):
         batch.add(numbered([number]), 0.0)
-    batch.tickets = [(ticket, 1) for ticket in tickets or []]
+    batch.tickets = [Place(ticket, first, 1) for first, ticket in enumerate(tickets or [])]
     return freeze(batch, batch_id=next(ids), key=key, trigger=Trigger.INTERVAL, now=0.0)
 
 
 def make_ticket() -> Ticket:
-    return Ticket(lambda outcome: None, contact_only=False)
+    return Ticket(lambda outcome: None, 1, contact_only=False)
 
 
 def used(tinybird: FakeUpstream) -> list[str]:

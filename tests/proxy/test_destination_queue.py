@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from tinybird_proxy.batch import MAX_LINKS, BatchLimits, DestinationKey, FrozenB
 from tinybird_proxy.destination.queue import BatchQueue
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.testing.pipelines import numbered
-from tinybird_proxy.ticket import Confirmed, Outcome, Ticket
+from tinybird_proxy.ticket import Confirmed, Outcome, Place, Ticket
 
 KEY = DestinationKey("/v0/events", "hits", (), None)
 
@@ -22,8 +23,8 @@ def make_queue(*, max_rows: int = 1000, max_bytes: int = 100_000, flush_interval
     return BatchQueue(KEY, limits, lambda: f"b{next(ids)}")
 
 
-def make_ticket() -> Ticket:
-    return Ticket(lambda outcome: None, contact_only=False)
+def make_ticket(row_count: int = 1) -> Ticket:
+    return Ticket(lambda outcome: None, row_count, contact_only=False)
 
 
 def add(queue: BatchQueue, rows: Rows, *, now: float = 0.0, ticket: Ticket | None = None) -> bool:
@@ -104,17 +105,26 @@ def test_a_batch_with_exactly_its_rows_is_frozen_at_once_and_that_is_news() -> N
 
 def test_an_item_with_more_rows_than_a_batch_is_split_at_rows() -> None:
     queue = make_queue(max_rows=2)
-    ticket = make_ticket()
+    ticket = make_ticket(5)
     add(queue, numbered([1, 2, 3, 4, 5]), ticket=ticket)
     assert shapes(queue) == [([1, 2], Trigger.ROWS), ([3, 4], Trigger.ROWS)]
     assert queue.open is not None
     assert queue.open.row_count == 1
-    assert ticket.parts == 3
-    assert [pair for batch in queue.waiting for pair in batch.tickets] + queue.open.tickets == [
-        (ticket, 2),
-        (ticket, 2),
-        (ticket, 1),
+    assert [place for batch in queue.waiting for place in batch.tickets] + queue.open.tickets == [
+        Place(ticket, 0, 2),
+        Place(ticket, 0, 2),
+        Place(ticket, 0, 1),
     ]
+
+
+def test_who_waits_is_known_with_the_place_of_its_rows_in_the_batch() -> None:
+    queue = make_queue()
+    first, last = make_ticket(2), make_ticket(3)
+    add(queue, numbered([1, 2]), ticket=first)
+    add(queue, numbered([3]))
+    add(queue, numbered([4, 5, 6]), ticket=last)
+    assert queue.open is not None
+    assert queue.open.tickets == [Place(first, 0, 2), Place(last, 3, 3)]
 
 
 def test_a_split_item_does_not_join_a_batch_that_it_would_exceed() -> None:
@@ -144,11 +154,12 @@ def test_a_row_larger_than_a_batch_inside_an_item_is_a_batch_of_its_own() -> Non
 
 def test_a_first_contact_is_frozen_at_once_apart_and_not_promised() -> None:
     queue = make_queue(max_rows=2)
-    ticket = make_ticket()
+    ticket = make_ticket(3)
     queue.add_apart(numbered([1, 2, 3]), 5.0, ticket, None, None)
     assert shapes(queue) == [([1, 2], Trigger.FIRST_CONTACT), ([3], Trigger.FIRST_CONTACT)]
     assert [batch.promised for batch in queue.waiting] == [False, False]
-    assert (queue.promised_rows(), queue.held()[0], ticket.parts) == (0, 3, 2)
+    assert [batch.tickets for batch in queue.waiting] == [[Place(ticket, 0, 2)], [Place(ticket, 0, 1)]]
+    assert (queue.promised_rows(), queue.held()[0]) == (0, 3)
     assert queue.tickets() == []
 
 
@@ -255,12 +266,12 @@ def test_whatever_comes_no_row_is_lost_or_moved_and_no_batch_is_too_large(
     queue = make_queue(max_rows=max_rows, max_bytes=max_bytes)
     numbers = itertools.count()
     held_bytes = expected = 0
-    parts: dict[Ticket, int] = {}
+    tickets: dict[Ticket, int] = {}
     for row_count, padding in sizes:
         rows = numbered(itertools.islice(numbers, row_count), padding=padding)
-        ticket = make_ticket()
+        ticket = make_ticket(row_count)
+        tickets[ticket] = row_count
         add(queue, rows, ticket=ticket)
-        parts[ticket] = ticket.parts
         expected += row_count
         held_bytes += len(rows.body) + 1
         assert queue.held() == (expected, held_bytes)
@@ -272,18 +283,22 @@ def test_whatever_comes_no_row_is_lost_or_moved_and_no_batch_is_too_large(
         assert batch.row_count == len(numbers_in(batch)) <= max_rows
         assert batch.size_bytes - 1 == len(b"\n".join(batch.bodies))
         assert batch.size_bytes - 1 <= max_bytes or batch.row_count == 1
-    found = [ticket for batch in queue.waiting for ticket, _ in batch.tickets]
-    assert {ticket: found.count(ticket) for ticket in parts} == parts
+    found: Counter[Ticket] = Counter()
+    for batch in queue.waiting:
+        assert all(place.first + place.row_count <= batch.row_count for place in batch.tickets)
+        for ticket, _, count in batch.tickets:
+            found[ticket] += count
+    assert found == tickets
 
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_ticket_hears_of_a_split_item_when_its_last_part_settles(parts: int) -> None:
     heard: list[Outcome] = []
     queue = make_queue(max_rows=2)
-    ticket = Ticket(heard.append, contact_only=False)
+    ticket = Ticket(heard.append, 2 * parts, contact_only=False)
     add(queue, numbered(range(2 * parts)), ticket=ticket)
     for index, batch in enumerate(queue.waiting):
         assert heard == []
-        for mine, row_count in batch.tickets:
-            mine.part_settled(row_count, batch.row_count, int(index == 0))
+        for mine, _, row_count in batch.tickets:
+            mine.rows_settled(row_count, batch.row_count, int(index == 0))
     assert heard == [Confirmed(2 * parts - 1, 1)]

@@ -34,7 +34,10 @@ FLOWING = DestinationFacts(
     next_attempt_in_s=None,
     not_delivering_for_s=None,
     refusing=None,
-    ledger=Ledger().as_dict(0),
+    splitting=None,
+    ceiling_bytes=None,
+    letters_rows=0,
+    ledger=Ledger().as_dict(0, 0),
 )
 BUSY = replace(FLOWING, buffered_rows=1200, oldest_age_s=0.42)
 NEW = replace(BUSY, state=State.NEW, confirmed=False, places=1, in_flight=1)

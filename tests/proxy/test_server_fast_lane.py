@@ -21,7 +21,7 @@ from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.events import EventsRoute, Gate
 from tinybird_proxy.server.fast_lane import FastLane
 from tinybird_proxy.server.handler import PublicHandler
-from tinybird_proxy.server.http import HttpServer
+from tinybird_proxy.server.http import ConnectionLimits, HttpServer
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import ReceiveLimits, Receiver
 from tinybird_proxy.testing.fake_upstream import FakeUpstream
@@ -80,16 +80,20 @@ PLAIN: Final = {
     "OPTIONS": request(b"", method="OPTIONS"),
     "another path": request(path="/v0/sql"),
     "liveness": request(b"", method="GET", path="/v1/liveness"),
-    "chunked": (
-        b"POST /v0/events?name=hits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
-        b'Transfer-Encoding: chunked\r\n\r\n7\r\n{"n":1}\r\n0\r\n\r\n'
-    ),
 }
 ENDING: Final = {
     "Connection: close": request(headers=("Authorization: Bearer secret", "Connection: close")),
     "HTTP/1.0": request(version="1.0"),
     "not HTTP": b"nonsense\r\n\r\n",
+    "chunked": (
+        b"POST /v0/events?name=hits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nConnection: close\r\n"
+        b'Transfer-Encoding: chunked\r\n\r\n7\r\n{"n":1}\r\n0\r\n\r\n'
+    ),
+    "a head too large": request(headers=("Authorization: Bearer secret", "X-A: " + "a" * 8192)),
 }
+LIMITS: Final = ConnectionLimits(
+    max_header_bytes=8192, header_timeout_s=5.0, send_timeout_s=5.0, keepalive_timeout_s=60.0, max_age_s=60.0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class Port:
 
 
 @asynccontextmanager
-async def running_port(*, with_lane: bool) -> AsyncIterator[Port]:
+async def running_port(*, with_lane: bool, limits: ConnectionLimits = LIMITS) -> AsyncIterator[Port]:
     """A public port before a pipeline that delivers to a fake; its destination ``hits`` is confirmed."""
     loop = asyncio.get_running_loop()
     fake = FakeUpstream()
@@ -116,7 +120,11 @@ async def running_port(*, with_lane: bool) -> AsyncIterator[Port]:
     route = EventsRoute(pipeline, gate, availability, honor_wait=True, keep_traces=True)
     receiver = Receiver(
         ReceiveLimits(
-            max_body_bytes=65_536, max_inflated_bytes=65_536, receive_bytes=1_000_000, max_lines=1000, stall_s=5.0
+            max_body_bytes=65_536,
+            max_inflated_bytes=65_536,
+            receive_bytes=1_000_000,
+            max_lines=1000,
+            body_timeout_s=5.0,
         )
     )
     nowhere = UpstreamSettings(
@@ -128,7 +136,7 @@ async def running_port(*, with_lane: bool) -> AsyncIterator[Port]:
         bypasses_proxy=lambda host: True,
     )
     upstream = Upstream(nowhere, tls=ssl.create_default_context(), now=loop.time)
-    passthrough = PassThrough(upstream, gate, pipeline.surroundings.meters, enabled=False)
+    passthrough = PassThrough(upstream, gate, pipeline.surroundings.meters, enabled=False, body_stall_s=5.0)
     counted = [0]
     lane = FastLane(route, small_max_bytes=receiver.small_max_bytes)
 
@@ -138,7 +146,7 @@ async def running_port(*, with_lane: bool) -> AsyncIterator[Port]:
         return answer
 
     handler = PublicHandler(route, receiver, passthrough)
-    server = HttpServer(handler, lane=counting if with_lane else None, auto_decompress=False, access_log=None)
+    server = HttpServer(handler, lane=counting if with_lane else None, limits=limits, chance=lambda: 0.5)
     async with pipeline.running():
         listener = await loop.create_server(server, "127.0.0.1", 0)
         port = Port(listener.sockets[0].getsockname()[1], pipeline, fake, availability, gate, counted)

@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import DropReason, Ledger
+from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.telemetry.meters import LATENCY_BOUNDS_S, Meters
 from tinybird_proxy.telemetry.prometheus import CONTENT_TYPE, UNCONFIRMED, Snapshot, render
@@ -46,7 +46,10 @@ def facts(
         next_attempt_in_s=None,
         not_delivering_for_s=None,
         refusing=None,
-        ledger=Ledger(accepted=rows + 7, delivered=5, quarantined=2).as_dict(rows),
+        splitting=None,
+        ceiling_bytes=None,
+        letters_rows=0,
+        ledger=Ledger(accepted=rows + 7, delivered=5, quarantined=2).as_dict(rows, 0),
     )
 
 
@@ -56,6 +59,9 @@ EMPTY = Snapshot(
     meters=Meters(0.0),
     ledger=Ledger(),
     imbalance=0,
+    letters_rows=0,
+    letters_bytes=0,
+    letters_max_bytes=64_000_000,
     destinations=(),
     buffer_rows=0,
     buffer_bytes=0,
@@ -126,6 +132,9 @@ def test_the_build_is_named() -> None:
         ({"receiving_bytes": 11}, "receiving_bytes", 11.0),
         ({"waiting_requests": 3}, "waiting_requests", 3.0),
         ({"imbalance": -4}, "ledger_imbalance_rows", -4.0),
+        ({"letters_rows": 5}, "dead_letter_rows", 5.0),
+        ({"letters_bytes": 5000}, "dead_letter_bytes", 5000.0),
+        ({"letters_max_bytes": 9000}, "dead_letter_capacity_bytes", 9000.0),
         ({"destinations": (facts("a", rows=2), facts("b", rows=3))}, "buffer_held_bytes", 15.0),
     ],
     ids=lambda part: part if isinstance(part, str) else None,
@@ -188,8 +197,36 @@ def test_every_term_of_the_ledger_is_a_counter_and_the_equation_holds_on_the_pag
     assert term("ambiguous") == 9.0
 
 
+def test_the_equation_of_the_dead_letters_holds_on_the_page_too() -> None:
+    ledger = replace(
+        LEDGER,
+        dead_lettered=30,
+        letters_recovered=4,
+        letters_deleted=3,
+        letters_evicted=2,
+        letters_lost_at_exit=1,
+    )
+    page = replace(EMPTY, ledger=ledger, letters_rows=ledger.expected_letters())
+
+    def term(name: str) -> float:
+        return value(page, f"letter_rows_{name}")
+
+    went = term("deleted") + term("evicted") + term("lost_at_exit")
+    assert (term("recovered"), went, value(page, "rows_replayed")) == (4.0, 6.0, 2.0)
+    came = value(page, "rows_dead_lettered") + term("recovered")
+    assert came == value(page, "rows_replayed") + went + value(page, "dead_letter_rows")
+
+
 def test_losses_are_counted_from_zero_so_that_the_first_one_is_an_increase() -> None:
     assert values(EMPTY, "rows_dropped", "reason") == {str(reason): 0.0 for reason in DropReason}
+    assert values(EMPTY, "dead_letters", "reason") == {str(reason): 0.0 for reason in LetterReason}
+
+
+def test_rows_given_up_on_are_counted_by_reason() -> None:
+    meters = Meters(0.0)
+    meters.dead_letters[LetterReason.REJECTED] += 3
+    counted = values(replace(EMPTY, meters=meters), "dead_letters", "reason")
+    assert counted == {**{str(reason): 0.0 for reason in LetterReason}, "rejected": 3.0}
 
 
 # Data sources.

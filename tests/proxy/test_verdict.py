@@ -16,6 +16,7 @@ from tinybird_proxy.verdict import (
     Decision,
     Denied,
     Held,
+    Partial,
     Rejected,
     Reply,
     Settled,
@@ -231,7 +232,7 @@ def test_a_timeout_or_an_error_of_the_server_is_ambiguous_whatever_it_says(statu
         ),
         pytest.param(
             422,
-            Held("Tinybird says it took only a part of the rows (422: why)", ambiguous=True, probe=False),
+            Partial(422, "why", "Tinybird says it took only a part of the rows (422: why)"),
             id="422 must not be sent again",
         ),
         pytest.param(
@@ -258,6 +259,13 @@ def test_what_a_person_or_another_shape_must_put_right(status: int, decision: De
     assert verdict(status, b'{"error":"why"}', headers, counts_seen=counts_seen) == decision
 
 
+@pytest.mark.parametrize(("status", "too_large"), [(400, False), (413, True)])
+def test_a_refusal_says_whether_the_size_is_what_is_refused(status: int, too_large: bool) -> None:
+    decision = verdict(status)
+    assert isinstance(decision, Rejected)
+    assert decision.too_large is too_large
+
+
 def test_only_replies_that_may_have_been_taken_are_ambiguous() -> None:
     ambiguous = set()
     for status in range(100, 700):
@@ -265,7 +273,7 @@ def test_only_replies_that_may_have_been_taken_are_ambiguous() -> None:
         if isinstance(decision, Again | Held) and decision.ambiguous:
             ambiguous.add(status)
     unreadable = set(range(200, 300)) - {202}
-    assert ambiguous == unreadable | {408, 422} | set(range(500, 600)) - {508}
+    assert ambiguous == unreadable | {408} | set(range(500, 600)) - {508}
 
 
 # No reply.

@@ -26,6 +26,7 @@ class Reporter:
     now: Callable[[], float]
     started_at: float
     origin: str
+    self_metrics: Callable[[], dict[str, Any]] | None = None
 
     def utilisation(self) -> float:
         """The fuller of rows and bytes, as a share of its capacity."""
@@ -47,6 +48,9 @@ class Reporter:
             meters=pipeline.surroundings.meters,
             ledger=pipeline.ledger(),
             imbalance=pipeline.check_ledger(),
+            letters_rows=pipeline.surroundings.letters.held_rows(),
+            letters_bytes=pipeline.surroundings.letters.held_bytes,
+            letters_max_bytes=pipeline.surroundings.letters.max_bytes,
             destinations=pipeline.facts(),
             buffer_rows=pipeline.buffered_rows(),
             buffer_bytes=held.size_bytes,
@@ -88,7 +92,13 @@ class Reporter:
                 "utilisation": round(s.utilisation, 4),
                 "oldest_age_s": _rounded(s.oldest_age_s),
             },
-            "ledger": {**s.ledger.as_dict(s.buffer_rows), "balances": s.imbalance == 0},
+            "ledger": {**s.ledger.as_dict(s.buffer_rows, s.letters_rows), "balances": s.imbalance == 0},
+            "dead_letters": {
+                "rows": s.letters_rows,
+                "bytes": s.letters_bytes,
+                "capacity_bytes": s.letters_max_bytes,
+                "rows_by_reason_so_far": dict(meters.dead_letters),
+            },
             "requests": {
                 "accepted": meters.requests_accepted,
                 "refused": dict(meters.refused),
@@ -103,6 +113,7 @@ class Reporter:
                 "delivered_rows_per_s": round(meters.delivered_rate.per_second(self.now()), 1),
             },
             "tokens": self._tokens(),
+            "self_metrics": None if self.self_metrics is None else self.self_metrics(),
             "destinations": [
                 {**_plain(asdict(facts)), "sentence": health.sentence(facts)}
                 for facts in sorted(s.destinations, key=lambda f: (-f.buffered_rows, f.data_source))

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from tinybird_proxy.app.exit_status import ExitStatus
-from tinybird_proxy.ledger import DropReason
+from tinybird_proxy.ledger import DropReason, Ledger
 from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.telemetry.logs import fields, get_logger
 
@@ -32,10 +32,16 @@ class LastWords:
     def farewell(self) -> ExitStatus:
         """Say how it ended, after everything has stopped."""
         ledger = self._pipeline.ledger()
-        imbalance = ledger.imbalance(self._pipeline.buffered_rows())
-        terms = ledger.as_dict(self._pipeline.buffered_rows())
+        buffered, letters = self._pipeline.buffered_rows(), self._pipeline.surroundings.letters.held_rows()
+        imbalance = abs(ledger.imbalance(buffered)) + abs(ledger.letters_imbalance(letters))
+        terms = ledger.as_dict(buffered, letters)
+        lost: Counter[str] = Counter()  # several clients may write to one data source
+        if ledger.letters_lost_at_exit:
+            _log.error(
+                "stopped with dead letters lost: they were in memory only; export them before a stop",
+                extra=fields(rows_lost=ledger.letters_lost_at_exit),
+            )
         if ledger.dropped_total:
-            lost: Counter[str] = Counter()  # several clients may write to one data source
             for destination in self._pipeline.destinations():
                 if destination.ledger.dropped_total:
                     lost[destination.key.name] += destination.ledger.dropped_total
@@ -46,14 +52,12 @@ class LastWords:
                     rows_lost=ledger.dropped_total, of_them_may_have_arrived=in_doubt, data_sources=dict(lost)
                 ),
             )
-            self._write(f"{ledger.dropped_total} rows lost, {in_doubt} of them may have arrived: {dict(lost)}\n")
-        else:
-            self._write("0 rows lost\n")
+        self._write(_summary(ledger, lost))
         level = logging.INFO if imbalance == 0 else logging.ERROR
         _log.log(level, "stopped", extra=fields(ledger=terms, balances=imbalance == 0))
         if imbalance:
             return ExitStatus.LEDGER_DOES_NOT_BALANCE
-        return ExitStatus.ROWS_LOST if ledger.dropped_total else ExitStatus.NOTHING_LOST
+        return ExitStatus.ROWS_LOST if ledger.lost_at_exit else ExitStatus.NOTHING_LOST
 
     def _write(self, text: str) -> None:
         if self._termination_log is not None:
@@ -62,3 +66,13 @@ class LastWords:
             except OSError as error:
                 _log.warning("the termination message cannot be written", extra=fields(problem=error.strerror))
                 self._termination_log = None
+
+
+def _summary(ledger: Ledger, lost: Counter[str]) -> str:
+    """The termination message."""
+    in_doubt = ledger.dropped.get(DropReason.IN_DOUBT, 0)
+    rows = f"{ledger.dropped_total} rows lost"
+    if lost:
+        rows += f", {in_doubt} of them may have arrived: {dict(lost)}"
+    letters = f"; {ledger.letters_lost_at_exit} rows of dead letters lost" if ledger.letters_lost_at_exit else ""
+    return f"{rows}{letters}\n"

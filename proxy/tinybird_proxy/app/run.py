@@ -1,6 +1,7 @@
 """Build everything, in the order of acquisition; serve; stop in the reverse order, each step bounded."""
 
 import asyncio
+import errno
 import gc
 import itertools
 import os
@@ -8,13 +9,14 @@ import random
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time as utc_seconds
+from typing import cast
 from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import web
@@ -25,19 +27,24 @@ from tinybird_proxy.admin.status import Reporter
 from tinybird_proxy.admission import Capacity
 from tinybird_proxy.app.exit_status import ExitStatus
 from tinybird_proxy.app.last_words import LastWords
+from tinybird_proxy.app.open_files import allowed_connections
 from tinybird_proxy.app.secrets import Secrets, load_secrets, watch_files
+from tinybird_proxy.app.self_metrics import INTERVAL_S as SELF_METRICS_INTERVAL_S
+from tinybird_proxy.app.self_metrics import SelfMetrics, read_snapshot
 from tinybird_proxy.batch import BatchLimits, Payload
 from tinybird_proxy.buffer import MemoryBuffer
-from tinybird_proxy.config import Config
-from tinybird_proxy.destination import Surroundings
+from tinybird_proxy.config import Compression, Config
+from tinybird_proxy.dead_letter import DeadLetters
+from tinybird_proxy.destination import BatchCodec, Surroundings
 from tinybird_proxy.errors import ConfigError, Problem
 from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.pipeline import Pipeline, PipelineLimits
 from tinybird_proxy.server.availability import Availability
+from tinybird_proxy.server.doorkeeper import Doorkeeper
 from tinybird_proxy.server.events import EventsRoute
 from tinybird_proxy.server.fast_lane import FastLane
 from tinybird_proxy.server.handler import PublicHandler
-from tinybird_proxy.server.http import HttpServer
+from tinybird_proxy.server.http import ConnectionLimits, HttpServer
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import ReceiveLimits, Receiver
 from tinybird_proxy.telemetry.logs import fields, get_logger
@@ -52,7 +59,9 @@ TRACER_CLOSE_S = 3.0
 # Both once SHUTDOWN_TIMEOUT is over, and the first one twice: less than the 5 s that most leave before SIGKILL.
 HANDLERS_END_S = 1.0
 ADMIN_HANDLERS_END_S = 0.5
-UPLOAD_STALL_S = 60.0
+# The admin port: for probes, a scraper and a person or two. An idle connection outlives the usual scrape interval.
+ADMIN_KEEPALIVE_S = 75.0
+ADMIN_MAX_CONNECTIONS = 64
 # A full listen queue looks like an unreachable host to clients; the kernel caps this at somaxconn.
 BACKLOG = 4096
 _log = get_logger("app")
@@ -68,6 +77,7 @@ class Proxy:
     availability: Availability
     reporter: Reporter
     secrets: Secrets
+    self_metrics: SelfMetrics | None
 
 
 def make_instance(config: Config, *, host_name: str, chance: str) -> str:
@@ -76,7 +86,14 @@ def make_instance(config: Config, *, host_name: str, chance: str) -> str:
 
 
 @asynccontextmanager
-async def running(config: Config, secrets: Secrets, *, instance: str, env: Mapping[str, str]) -> AsyncIterator[Proxy]:
+async def running(
+    config: Config,
+    secrets: Secrets,
+    *,
+    instance: str,
+    env: Mapping[str, str],
+    self_metrics_interval_s: float = SELF_METRICS_INTERVAL_S,
+) -> AsyncIterator[Proxy]:
     """Build and serve until the block ends. What is buffered then is dropped, counted and told: drain first."""
     loop = asyncio.get_running_loop()
     now = loop.time
@@ -94,17 +111,16 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
         tracer = _make_tracer(env, instance, upstream)
         stack.push_async_callback(_close_tracer, tracer)
 
-        async def compress(bodies: list[bytes]) -> Payload:
-            return await loop.run_in_executor(threads, codec.compress, bodies, config.compression)
-
-        pipeline = _build_pipeline(config, secrets, upstream, tracer, meters, compress, instance)
+        pipeline = _build_pipeline(
+            config, secrets, upstream, tracer, meters, _codec_in(threads, config.compression), instance
+        )
         receiver = Receiver(
             ReceiveLimits(
                 max_body_bytes=config.max_body_bytes,
                 max_inflated_bytes=config.max_inflated_bytes,
                 receive_bytes=config.receive_bytes,
                 max_lines=config.buffer_size,
-                stall_s=UPLOAD_STALL_S,
+                body_timeout_s=config.body_timeout_s,
             )
         )
         route = EventsRoute(
@@ -115,18 +131,31 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
             keep_traces=tracer.enabled,
         )
         passes = not config.own_token_mode or config.pass_through
-        passthrough = PassThrough(upstream, secrets.gate, meters, enabled=passes)
+        passthrough = PassThrough(upstream, secrets.gate, meters, enabled=passes, body_stall_s=config.body_timeout_s)
         server = HttpServer(
             PublicHandler(route, receiver, passthrough),
             lane=FastLane(route, small_max_bytes=receiver.small_max_bytes),
-            auto_decompress=False,
-            access_log=None,
-            max_line_size=16 * 1024,
-            max_field_size=16 * 1024,
+            limits=ConnectionLimits(
+                max_header_bytes=config.max_header_bytes,
+                header_timeout_s=config.header_timeout_s,
+                send_timeout_s=config.body_timeout_s,
+                keepalive_timeout_s=config.keepalive_timeout_s,
+                max_age_s=config.keepalive_max_age_s,
+            ),
+            chance=random.random,
         )
         stack.push_async_callback(_end_connections, server)
         # Ends before the server does, so that whoever still waits hears what became of the rows.
         await stack.enter_async_context(pipeline.running())
+        self_metrics: SelfMetrics | None = None
+        if config.tinybird_metrics_datasource is not None:
+            node = config.node_id or socket.gethostname()
+            self_metrics = SelfMetrics(
+                config.tinybird_metrics_datasource,
+                pipeline,
+                lambda: read_snapshot(reporter.snapshot(), node=node, time_ms=int(utc_seconds() * 1000)),
+            )
+            await stack.enter_async_context(self_metrics.running())
         reporter = Reporter(
             pipeline=pipeline,
             availability=availability,
@@ -136,26 +165,45 @@ async def running(config: Config, secrets: Secrets, *, instance: str, env: Mappi
             now=now,
             started_at=now(),
             origin=config.tinybird_url,
+            self_metrics=None if self_metrics is None else self_metrics.status,
         )
         runner = web.AppRunner(
             make_admin_app(reporter, availability, secrets.admin),
             access_log=None,
             logger=SERVER_LOGGER,
+            keepalive_timeout=ADMIN_KEEPALIVE_S,
             shutdown_timeout=ADMIN_HANDLERS_END_S,
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, admin_socket).start()
+        at_admin_door = Doorkeeper(
+            cast("web.Server", runner.server),
+            max_connections=ADMIN_MAX_CONNECTIONS,
+            option="of the admin port",
+            now=now,
+        )
+        admin_listener = await loop.create_server(at_admin_door, sock=admin_socket)
+        stack.callback(admin_listener.close)
+        at_door = Doorkeeper(
+            server, max_connections=allowed_connections(config.max_connections), option="MAX_CONNECTIONS", now=now
+        )
+        tls = secrets.server_tls
         listener = await loop.create_server(
-            server, sock=public_socket, backlog=BACKLOG, ssl=secrets.server_tls, start_serving=True
+            at_door,
+            sock=public_socket,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else config.header_timeout_s,
         )
         stack.callback(listener.close)
         await stack.enter_async_context(
             _background(watch_files(secrets.files), _watch_loop(meters, now), _check_ledger(pipeline))
         )
+        if self_metrics is not None:
+            await stack.enter_async_context(_background(self_metrics.run(self_metrics_interval_s)))
         availability.started = True
         port = public_socket.getsockname()[1]
-        yield Proxy(port, admin_socket.getsockname()[1], pipeline, availability, reporter, secrets)
+        yield Proxy(port, admin_socket.getsockname()[1], pipeline, availability, reporter, secrets, self_metrics)
 
 
 async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
@@ -204,7 +252,8 @@ async def _drain(config: Config, proxy: Proxy, stop_now: asyncio.Event, words: L
         with suppress(TimeoutError):
             await asyncio.wait_for(stop_now.wait(), max(0.0, left_s))
     proxy.availability.refuse()
-    await proxy.pipeline.drain(deadline, stop_now=stop_now, report=words.at_risk)
+    async with nullcontext() if proxy.self_metrics is None else proxy.self_metrics.finishing(deadline, stop_now):
+        await proxy.pipeline.drain(deadline, stop_now=stop_now, report=words.at_risk)
 
 
 def _say_hello(config: Config, proxy: Proxy, instance: str) -> None:
@@ -232,7 +281,7 @@ def _build_pipeline(
     upstream: Upstream,
     tracer: Tracer,
     meters: Meters,
-    compress: Callable[[list[bytes]], Awaitable[Payload]],
+    batch_codec: BatchCodec,
     instance: str,
 ) -> Pipeline:
     numbers = itertools.count(1)
@@ -248,7 +297,9 @@ def _build_pipeline(
         buffer=MemoryBuffer(),
         upstream=upstream,
         own_token=secrets.own_token,
-        compress=compress,
+        codec=batch_codec,
+        letters=DeadLetters(config.dead_letter_bytes, now=asyncio.get_running_loop().time),
+        max_age_s=config.max_age_s,
         tracer=tracer,
         meters=meters,
         now=asyncio.get_running_loop().time,
@@ -267,6 +318,24 @@ def _build_pipeline(
     )
     built.append(Pipeline(surroundings, limits))
     return built[0]
+
+
+def _codec_in(threads: ThreadPoolExecutor, compression: Compression) -> BatchCodec:
+    loop = asyncio.get_running_loop()
+
+    async def compress(bodies: list[bytes]) -> Payload:
+        return await loop.run_in_executor(threads, codec.compress, bodies, compression)
+
+    async def rows_of(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return await loop.run_in_executor(threads, codec.rows_of, payload, ranges)
+
+    async def rows_in(payloads: Sequence[Payload]) -> list[bytes]:
+        return await loop.run_in_executor(threads, codec.rows_in, payloads)
+
+    async def halves(payload: Payload) -> tuple[bytes, bytes]:
+        return await loop.run_in_executor(threads, codec.halves, payload)
+
+    return BatchCodec(compress=compress, rows_of=rows_of, rows_in=rows_in, halves=halves)
 
 
 def make_upstream_settings(config: Config, instance: str) -> UpstreamSettings:
@@ -314,12 +383,22 @@ def _listen_on_both(config: Config) -> tuple[socket.socket, socket.socket]:
 
 
 def _listen(variable: str, host: str, port: int) -> socket.socket:
-    """Bind, with a sentence for a person if that fails."""
+    """Bind, with a sentence for a person if that fails. ``variable`` is the port's; the host's is named like it."""
+    host_variable = variable.replace("PORT", "HOST")
     try:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host's name"
+        problem = Problem(host_variable, f"{host!r} is no address: {reason}; use one of this machine's, or 0.0.0.0")
+        raise ConfigError([problem]) from error
+    try:
         return socket.create_server(info[4][:2], family=info[0], backlog=BACKLOG)
     except OSError as error:
-        reason = "is already in use" if error.errno == 98 else f"cannot be used: {error.strerror or error}"
+        if error.errno == errno.EADDRNOTAVAIL:
+            problem = Problem(host_variable, f"{host} is no address of this machine; use one that is, or 0.0.0.0")
+            raise ConfigError([problem]) from error
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "is already in use" if in_use else f"cannot be used: {error.strerror or error}"
         raise ConfigError([Problem(variable, f"{host}:{port} {reason}; choose another one")]) from error
 
 

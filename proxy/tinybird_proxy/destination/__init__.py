@@ -1,6 +1,6 @@
-"""One destination at work: its queue of batches, its attempts, and what follows from each."""
+"""One destination: its queue, its attempts, its task, and how rows leave it."""
 
-from tinybird_proxy.destination.destination import Destination, Refusing
-from tinybird_proxy.destination.surroundings import Surroundings
+from tinybird_proxy.destination.destination import Destination
+from tinybird_proxy.destination.surroundings import BatchCodec, Surroundings
 
-__all__ = ["Destination", "Refusing", "Surroundings"]
+__all__ = ["BatchCodec", "Destination", "Surroundings"]

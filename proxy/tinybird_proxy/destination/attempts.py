@@ -28,7 +28,7 @@ class Attempts:
         """Make the payload of ``batch``, once, whoever asks first: a waiting batch is kept compressed."""
         async with self._compressing:
             if batch.payload is None:
-                batch.payload = await self._s.compress(batch.bodies)
+                batch.payload = await self._s.codec.compress(batch.bodies)
                 batch.bodies = []
 
     async def send(self, batch: FrozenBatch) -> Reply:
@@ -75,7 +75,7 @@ class Attempts:
         """Send ``batch`` once, inside a client span."""
         began_at = self._s.now()
         batch.attempts += 1
-        wait = self._s.upstream_wait or any(ticket.open for ticket, _ in batch.tickets)
+        wait = self._s.upstream_wait or any(place.ticket.open for place in batch.tickets)
         url = self._s.upstream.url(self._key, wait=wait)
         if batch.span is None:
             batch.span = self._s.tracer.flush(batch, oldest_age_s=began_at - batch.oldest_at)

@@ -3,6 +3,7 @@
 import math
 
 from tinybird_proxy.batch import FrozenBatch
+from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.telemetry.logs import fields, get_logger
 from tinybird_proxy.verdict import Settled
 
@@ -18,16 +19,17 @@ class Chronicle:
         self._held = False
         self._quarantined_untold = 0
         self._quarantine_told_at = -math.inf
+        self._unverified_told = False
+        self._given_up_untold = 0
+        self._giving_up_told_at = -math.inf
         self.trouble_since: float | None = None
 
-    def trouble(
-        self, reason: str, now: float, batch: FrozenBatch, buffered_rows: int, *, held: bool, probed: bool = True
-    ) -> None:
+    def trouble(self, reason: str, now: float, buffered_rows: int, *, held: bool, probed: bool = True) -> None:
         """An attempt failed. ``probed``: the next one comes by itself."""
         if self.trouble_since is None or (held and not self._held):
             _log.warning(
                 _sentence(buffered_rows, held=held, probed=probed),
-                extra=fields(data_source=self._data_source, reason=reason, rows=buffered_rows, batch=batch.id),
+                extra=fields(data_source=self._data_source, reason=reason, rows=buffered_rows),
             )
         self._held = held
         if self.trouble_since is None:
@@ -45,6 +47,12 @@ class Chronicle:
 
     def settled(self, outcome: Settled, batch: FrozenBatch, now: float) -> None:
         """Tinybird answered for a batch."""
+        if outcome.unverified and not outcome.mismatch and not self._unverified_told:
+            self._unverified_told = True  # each batch is counted; once says what the counter means
+            _log.warning(
+                "Tinybird took rows without saying that they are written: they are counted as unverified",
+                extra=fields(data_source=self._data_source, rows=outcome.unverified, batch=batch.id),
+            )
         if outcome.mismatch:
             _log.error(
                 "Tinybird's counts do not add up to the rows sent; the difference is counted as unverified",
@@ -63,6 +71,23 @@ class Chronicle:
             )
             self._quarantined_untold = 0
             self._quarantine_told_at = now
+
+    def gave_up(self, letter: DeadLetter, now: float) -> None:
+        """Rows became a dead letter."""
+        self._given_up_untold += letter.row_count
+        if now - self._giving_up_told_at >= LOG_INTERVAL_S:
+            _log.warning(
+                "rows were given up on and are kept as dead letters: see `tinybird-proxy dead-letters ls`",
+                extra=fields(
+                    data_source=self._data_source,
+                    rows=self._given_up_untold,
+                    reason=letter.reason,
+                    status=letter.status,
+                    batch=letter.batch_id,
+                ),
+            )
+            self._given_up_untold = 0
+            self._giving_up_told_at = now
 
 
 def _sentence(buffered_rows: int, *, held: bool, probed: bool) -> str:

@@ -1,27 +1,34 @@
 """One destination at work: carries out what ``batch``, ``pacing`` and ``verdict`` answer.
 
+What follows a refusal for good stands in ``splitting``, how rows leave in ``exits``.
+
 Items come in through ``put`` (synchronous, on the request's path); ``run`` is the task that freezes, sends and
 settles. Nothing that one destination does waits for another.
 """
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinybird_proxy.batch import DestinationKey, FrozenBatch, Trigger
+from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.destination.attempts import Attempts, NoToken
 from tinybird_proxy.destination.chronicle import Chronicle
+from tinybird_proxy.destination.exits import Exits
+from tinybird_proxy.destination.expiry import Expiry
 from tinybird_proxy.destination.queue import BatchQueue
+from tinybird_proxy.destination.splitting import Splitting
 from tinybird_proxy.destination.surroundings import Surroundings
 from tinybird_proxy.errors import UpstreamError
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import DropReason, Ledger
+from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.pacing import Pacing, State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import get_logger
-from tinybird_proxy.ticket import Buffered, Dropped, NotTaken, Ticket
+from tinybird_proxy.ticket import Buffered, NotTaken, Ticket
 from tinybird_proxy.tokens import fingerprint
-from tinybird_proxy.verdict import Again, Decision, Denied, Held, Rejected, Settled, judge, judge_failure
+from tinybird_proxy.verdict import Again, Decision, Denied, Held, Partial, Rejected, Settled, judge, judge_failure
 
 REFUSAL_S = 60.0
 # A timer may fire before its time by the clock's resolution: better a little late than a turn too many.
@@ -49,10 +56,11 @@ class Refusing:
 class Destination:
     """Queue, pacing and ledger of one destination."""
 
-    def __init__(self, key: DestinationKey, surroundings: Surroundings) -> None:
+    def __init__(self, key: DestinationKey, surroundings: Surroundings, ledger: Ledger) -> None:
+        """``ledger`` is empty, or goes on from where this destination was forgotten with dead letters."""
         now = surroundings.now()
         self.key = key
-        self.ledger = Ledger()
+        self.ledger = ledger
         self.pacing = Pacing(surroundings.pacing, jitter=surroundings.jitter, now=now)
         self.refusing: Refusing | None = None
         self.used_at = now
@@ -60,6 +68,11 @@ class Destination:
         self._queue = BatchQueue(key, surroundings.limits, surroundings.next_batch_id)
         self._attempts = Attempts(key, surroundings)
         self._chronicle = Chronicle(key.name)
+        self._exits = Exits(
+            key, surroundings, self._queue, ledger, self._chronicle, is_unconfirmed=lambda: self.unconfirmed
+        )
+        self._expiry = Expiry(self._queue, self._exits, surroundings.max_age_s)
+        self._splitting = Splitting(self._queue, self._exits, surroundings, hold=self._hold_split, wake=self._wake_up)
         self._contact: Contact | None = None
         self._wake = asyncio.Event()
         self._draining = False
@@ -75,6 +88,11 @@ class Destination:
     def idle(self) -> bool:
         """Whether nothing is held, so that the destination may be forgotten."""
         return self._queue.empty
+
+    @property
+    def delivering(self) -> bool:
+        """Whether rows flow as far as we know. Refused batches that queue up to be searched are no flow."""
+        return self.pacing.delivering and len(self._queue.splits) < 2
 
     @property
     def wants_contact(self) -> bool:
@@ -102,7 +120,6 @@ class Destination:
         """Send an item at once that nobody has promised anything about yet. ``keep_contact`` makes it a promise."""
         self._queue.add_apart(rows, now, ticket, traceparent, vias)
         self._contact = Contact(self._queue.frozen(), ticket)
-        self.refusing = None
         self.used_at = now
         self.pacing.probe_now(now)
         self._wake.set()
@@ -117,10 +134,18 @@ class Destination:
                 self.ledger.accepted += batch.row_count
                 self._s.meters.bytes_accepted += batch.size_bytes
 
+    def put_replay(self, items: Sequence[tuple[Rows, DeadLetter]], now: float) -> None:
+        """Take the rows of dead letters back, in a batch of their own."""
+        for _, letter in items:
+            self._s.letters.begin_replay(letter)
+        self._queue.add_replay(items, now)
+        self.used_at = now
+        self._wake.set()
+
     # What the pipeline asks for.
 
     def probe_now(self) -> None:
-        """A token changed: a hold waits no longer. Pauses that Tinybird asked for go on, and so do backoffs."""
+        """A token changed, or a person asks: a hold waits no longer. Pauses of Tinybird's go on, and so do backoffs."""
         if self.pacing.state is State.HELD:
             self.pacing.probe_now(self._s.now())
         self.refusing = None
@@ -139,20 +164,18 @@ class Destination:
         now = self._s.now()
         if self._queue.open is not None:
             self._queue.freeze_open(Trigger.DRAIN, now)
+        for split in list(self._queue.splits):
+            self._exits.drop_split(split)
         for batch in self._queue.frozen():
-            in_doubt = batch.ambiguous or batch.id in self._queue.in_flight
-            if batch.promised:
-                self.ledger.drop(DropReason.IN_DOUBT if in_doubt else DropReason.SHUTDOWN, batch.row_count)
-            for ticket, _ in batch.tickets:
-                ticket.resolve(Dropped())
-            self._let_go(batch, "in_doubt" if in_doubt else "dropped")
+            self._exits.drop(batch)
         self._contact = None
 
     def recover_in_flight(self) -> None:
         """After the task died: what was in flight goes back, its outcome unknown."""
         for batch in list(self._queue.in_flight.values()):
-            self._mark_ambiguous(batch)
+            self._exits.mark_ambiguous(batch)
             self._put_back(batch)
+        self._splitting.interrupted()
 
     # The task.
 
@@ -171,9 +194,13 @@ class Destination:
     def _turn(self, group: asyncio.TaskGroup) -> float | None:
         """Begin what may begin now; return the seconds until the next turn, None if only an event can bring it."""
         now, queue = self._s.now(), self._queue
+        self.turned_at = now
+        self._expiry.expire(now, self.pacing.reason, self.refusing.status if self.refusing is not None else None)
         trigger = Trigger.DRAIN if self._draining else Trigger.INTERVAL
         while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
-            batch = queue.next_due(now, trigger)
+            batch = self._splitting.next_piece(now)
+            if batch is None and not self._only_pieces:
+                batch = queue.next_due(now, trigger)
             if batch is None:
                 break
             self.pacing.begin(now)
@@ -184,14 +211,31 @@ class Destination:
             self._s.meters.batches[batch.trigger] += 1
             if batch.id not in queue.in_flight:
                 group.create_task(self._compress(batch))
-        ready_at = self.pacing.ready_at(now, len(queue.in_flight))
-        if queue.waiting:
-            due_at = ready_at
-        elif queue.open is not None:
-            due_at = max(ready_at, queue.due_at())
-        else:
-            return None
+        if (job := self._splitting.job(now)) is not None:
+            group.create_task(job)
+        due_at = self._next_turn_at(now)
         return None if math.isinf(due_at) else max(0.0, due_at - now) + _TIMER_SLACK_S
+
+    @property
+    def _only_pieces(self) -> bool:
+        """While a hold is probed with a batch that has to be split, nothing else is sent."""
+        return self.pacing.state is State.HELD and self._splitting.active is not None
+
+    def _next_turn_at(self, now: float) -> float:
+        """When something can happen by itself; infinity if only an event can bring it."""
+        queue = self._queue
+        ready_at = self.pacing.ready_at(now, len(queue.in_flight))
+        times = [self._expiry.next_at()]
+        if (piece_at := self._splitting.next_piece_at()) is not None:
+            times.append(max(ready_at, piece_at))
+        if (job_at := self._splitting.next_job_at()) is not None:
+            times.append(job_at)
+        if not self._only_pieces:
+            if queue.waiting:
+                times.append(ready_at)
+            elif queue.open is not None:
+                times.append(max(ready_at, queue.due_at()))
+        return min(times)
 
     async def _compress(self, batch: FrozenBatch) -> None:
         """Make the payload before it can be sent: a waiting batch is kept compressed."""
@@ -205,6 +249,11 @@ class Destination:
         """One request with ``batch``, and what follows from it."""
         decision: Decision
         try:
+            await self._attempts.compress(batch)
+            if self._splitting.is_too_large(batch, started_at):
+                await self._splitting.halve(batch)
+                self._wake.set()
+                return
             reply = await self._attempts.send(batch)
             upstream = self._s.upstream
             decision = judge(reply, batch.row_count, counts_seen=upstream.counts_seen, now_utc=self._s.utc_now())
@@ -227,75 +276,91 @@ class Destination:
                 self._settle(decision, batch, started_at, now)
             case Again():
                 if decision.ambiguous:
-                    self._mark_ambiguous(batch)
+                    self._exits.mark_ambiguous(batch)
                 if decision.throttled:
                     self.pacing.throttled(now, started_at, decision.retry_after_s, decision.reason)
                 else:
                     self.pacing.failed(now, started_at, decision.reason)
                 self._put_back(batch)
-                self._chronicle.trouble(decision.reason, now, batch, self.buffered_rows(), held=False)
+                self._chronicle.trouble(decision.reason, now, self.buffered_rows(), held=False)
                 if self.next_attempt_in(now) > self._s.wait_timeout_s:
                     self._stop_waiting()
             case Held():
                 if decision.ambiguous:
-                    self._mark_ambiguous(batch)
+                    self._exits.mark_ambiguous(batch)
                 self._hold(decision.reason, batch, now, probe=decision.probe)
             case Rejected():
-                if batch.promised or self._contact is None:
-                    self._hold(decision.reason, batch, now)
-                else:
-                    self._withdraw_contact(decision.status, decision.message or decision.reason)
+                self.pacing.answered(now, started_at)
+                await self._reject(decision, batch, now)
+            case Partial():
+                self.pacing.answered(now, started_at)
+                contact = self._keep_contact_of(batch)
+                message = decision.message or decision.reason
+                self._exits.give_up(batch, LetterReason.PARTIAL, now, status=decision.status, message=message)
+                _end_contact(contact)
+                self._splitting.settled(batch, now)
             case Denied():
                 if not self.pacing.confirmed and (self.key.token is not None or decision.status == 404):
                     self._refuse(decision, batch, now)
                 else:
                     self._hold(decision.reason, batch, now)
 
+    async def _reject(self, rejected: Rejected, batch: FrozenBatch, now: float) -> None:
+        """Nothing of it was ingested, and unchanged it never will be."""
+        if not batch.promised and self._contact is not None:
+            self._withdraw_contact(rejected.status, rejected.message or rejected.reason)
+            return
+        if rejected.too_large:
+            self._splitting.learn_size(batch, now)
+        if batch.split is not None:
+            self._splitting.refused(batch, rejected, now)
+        elif not rejected.too_large:
+            self._splitting.begin(batch, rejected)
+        elif batch.row_count > 1:
+            await self._splitting.halve(batch)
+        else:
+            message = rejected.message or rejected.reason
+            self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=message)
+
     def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
-        """Ledger, tickets, metrics, span, and only then the buffer forgets."""
+        """Tinybird has the rows: the destination flows, and is confirmed."""
         if outcome.mismatch or not outcome.unverified:
             self._s.upstream.counts_seen = True
-        self.ledger.delivered += outcome.delivered
-        self.ledger.quarantined += outcome.quarantined
-        self.ledger.unverified += outcome.unverified
-        for ticket, row_count in batch.tickets:
-            if outcome.unverified:
-                ticket.resolve(Buffered())
-            else:
-                ticket.part_settled(row_count, batch.row_count, outcome.quarantined)
-        if not batch.promised:
-            self._promise_contact()
-        self._count_settled(batch, now)
+        contact = self._keep_contact_of(batch)
         was_unconfirmed = self.unconfirmed
-        self._let_go(batch, "unverified" if outcome.unverified else "delivered")
+        self._exits.settle(batch, outcome, now)
+        _end_contact(contact)
+        self._splitting.settled(batch, now)
         self.pacing.succeeded(started_at)
         self.refusing = None
+        self._expiry.accepted()
         if was_unconfirmed:
             self._s.buffer.confirm(*self._queue.held())
         if self.pacing.state is State.DELIVERING:
             self._chronicle.flows_again(now)
-        self._chronicle.settled(outcome, batch, now)
-        self._s.after_settling()
 
-    def _count_settled(self, batch: FrozenBatch, now: float) -> None:
-        meters = self._s.meters
-        meters.delivered_rate.add(batch.row_count, now)
-        meters.delivery_seconds.observe(now - batch.oldest_at)
-        meters.sent_batches += 1
-        meters.sent_raw_bytes += batch.size_bytes
-        meters.sent_wire_bytes += len(batch.payload.body) if batch.payload is not None else 0
+    def _hold_split(self, reason: str) -> None:
+        """No part of a refused batch goes in either: somebody has to look."""
+        now = self._s.now()
+        self.pacing.hold(now, reason)
+        self._chronicle.trouble(reason, now, self.buffered_rows(), held=True)
+        self._stop_waiting()
 
-    def _hold(self, reason: str, batch: FrozenBatch, now: float, *, probe: bool = True) -> None:
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _hold(self, reason: str, batch: FrozenBatch, now: float, *, probe: bool = True, refused: bool = False) -> None:
         self.pacing.hold(now, reason, probe=probe)
-        self._put_back(batch)
+        self._put_back(batch, refused=refused)
         probed = not math.isinf(self.next_attempt_in(now))
-        self._chronicle.trouble(reason, now, batch, self.buffered_rows(), held=True, probed=probed)
+        self._chronicle.trouble(reason, now, self.buffered_rows(), held=True, probed=probed)
         self._stop_waiting()
 
     def _refuse(self, denied: Denied, batch: FrozenBatch, now: float) -> None:
         """Never confirmed, and Tinybird says no: clients hear it; what was promised before is kept and probed."""
         self.refusing = Refusing(denied.status, denied.message or denied.reason, now + REFUSAL_S)
-        self._hold(denied.reason, batch, now)
+        self._expiry.refused(now)
+        self._hold(denied.reason, batch, now, refused=True)
         if self._contact is not None:
             self._withdraw_contact(denied.status, self.refusing.message)
 
@@ -305,40 +370,27 @@ class Destination:
         if contact is None:
             return
         for batch in contact.batches:
-            self._let_go(batch, "not_taken")
+            self._exits.let_go(batch, "not_taken")
         contact.ticket.resolve(NotTaken(status, message))
-        self._s.after_settling()
 
-    def _put_back(self, batch: FrozenBatch) -> None:
+    def _put_back(self, batch: FrozenBatch, *, refused: bool = False) -> None:
         """Back to the others; what was only a first contact becomes a promise, unless it is being refused."""
         self._queue.put_back(batch)
-        if not batch.promised and self.refusing is None:
-            self._promise_contact()
+        if not refused:
+            _end_contact(self._keep_contact_of(batch))
 
-    def _promise_contact(self) -> None:
-        """A verdict that refuses nothing: the first item is promised, and who waited only for that hears it."""
-        if self._contact is not None:
-            ticket = self._contact.ticket
-            self.keep_contact(ticket)
-            if ticket.contact_only:
-                ticket.resolve(Buffered())
-
-    def _let_go(self, batch: FrozenBatch, verdict: str) -> None:
-        """The end of ``batch``: its span, then the buffer forgets it."""
-        if batch.span is not None:
-            batch.span.end(verdict=verdict, attempts=batch.attempts)
-        self._queue.take_out(batch)
-        self._s.buffer.release(batch, unconfirmed=self.unconfirmed)
+    def _keep_contact_of(self, batch: FrozenBatch) -> Ticket | None:
+        """A verdict that refuses nothing: what was only a first contact is promised. Returns its ticket."""
+        if batch.promised or self._contact is None:
+            return None
+        ticket = self._contact.ticket
+        self.keep_contact(ticket)
+        return ticket
 
     def _stop_waiting(self) -> None:
         """Nobody should wait for what will not come soon: 202, the rows stay."""
         for ticket in self._queue.tickets():
             ticket.resolve(Buffered())
-
-    def _mark_ambiguous(self, batch: FrozenBatch) -> None:
-        if not batch.ambiguous:
-            batch.ambiguous = True
-            self.ledger.ambiguous += batch.row_count
 
     # What others want to know.
 
@@ -361,6 +413,7 @@ class Destination:
         oldest_at = self.oldest_at()
         since = self._chronicle.trouble_since
         pause_s = pacing.paused_until - now
+        ceiling, letters = self._splitting.ceiling_bytes(now), self._s.letters.held_rows(self.key)
         return DestinationFacts(
             data_source=self.key.name,
             params=dict(self.key.params),
@@ -378,5 +431,14 @@ class Destination:
             next_attempt_in_s=None if queue.in_flight or math.isinf(pause_s) else max(0.0, pause_s),
             not_delivering_for_s=None if since is None else now - since,
             refusing=None if self.refusing is None else self.refusing.status,
-            ledger=self.ledger.as_dict(rows),
+            splitting=self._splitting.facts(),
+            ceiling_bytes=None if math.isinf(ceiling) else int(ceiling),
+            letters_rows=letters,
+            ledger=self.ledger.as_dict(rows, letters),
         )
+
+
+def _end_contact(ticket: Ticket | None) -> None:
+    """Who waited only to hear whether it may write here hears that it may, if it was not told more."""
+    if ticket is not None and ticket.contact_only:
+        ticket.resolve(Buffered())

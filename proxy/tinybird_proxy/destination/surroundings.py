@@ -1,12 +1,13 @@
 """What every destination works with."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from tinybird_proxy.batch import BatchLimits, DestinationKey, Payload
 from tinybird_proxy.buffer import Buffer
+from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.tracing import Tracer
@@ -43,12 +44,22 @@ class BatchUpstream(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCodec:
+    """``codec.compress``, ``rows_of``, ``rows_in`` and ``halves``, each somewhere where it keeps nobody waiting."""
+
+    compress: Callable[[list[bytes]], Awaitable[Payload]]
+    rows_of: Callable[[Payload, Sequence[tuple[int, int]]], Awaitable[list[bytes]]]
+    rows_in: Callable[[Sequence[Payload]], Awaitable[list[bytes]]]
+    halves: Callable[[Payload], Awaitable[tuple[bytes, bytes]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Made once by the composition root and shared by all destinations.
 
     ``now`` is the event loop's clock in seconds, ``utc_now`` the wall's. ``jitter(limit)`` answers with a random number
-    from 0 to ``limit``. ``compress`` joins and compresses in a thread. ``after_settling`` is called when a batch has
-    left the buffer.
+    from 0 to ``limit``. ``codec`` works in a thread. ``max_age_s``: a batch whose youngest row is older is given up on;
+    None: never. ``after_settling`` is called when a batch has left the buffer.
     """
 
     limits: BatchLimits
@@ -58,7 +69,9 @@ class Surroundings:
     buffer: Buffer
     upstream: BatchUpstream
     own_token: OwnToken | None
-    compress: Callable[[list[bytes]], Awaitable[Payload]]
+    codec: BatchCodec
+    letters: DeadLetters
+    max_age_s: float | None
     tracer: Tracer
     meters: Meters
     now: Callable[[], float]

@@ -18,7 +18,7 @@ from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.query import EventsQuery, parse_query
-from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken, Outcome
+from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken, Outcome, Refused
 from tinybird_proxy.tokens import ClientTokens
 
 PATH = "/v0/events"
@@ -227,6 +227,10 @@ class EventsRoute:
             case NotTaken():
                 waits["not_taken"] += 1
                 return answers.error(outcome.status, outcome.message or "Tinybird refused this request")
+            case Refused():
+                waits["refused"] += 1
+                headers = [("Retry-After", "1")] if outcome.status == 503 else []
+                return answers.error(outcome.status, outcome.message, *headers)
             case Dropped():
                 waits["dropped"] += 1
                 return answers.refused(

@@ -14,7 +14,7 @@ from aiohttp.http_parser import RawRequestMessage
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
-from tinybird_proxy.server.http import wire
+from tinybird_proxy.server.responses import wire
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.upstream import VIA_HEADER
 
@@ -37,6 +37,7 @@ class FastLane:
             or payload.total_bytes > self._small_max_bytes
             or message.should_close
             or message.upgrade
+            or message.chunked  # see ``http``: what may come behind one has to be looked at
             or message.version != HttpVersion11
         ):
             return None

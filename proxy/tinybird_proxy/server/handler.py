@@ -8,9 +8,9 @@ from tinybird_proxy.pipeline import Waiting
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
-from tinybird_proxy.server.http import respond
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import Receiver, answer_expect, small_body_at_hand
+from tinybird_proxy.server.responses import respond
 from tinybird_proxy.upstream import VIA_HEADER
 
 LIVENESS_PATH = "/v1/liveness"

@@ -1,112 +1,141 @@
-"""aiohttp's low-level server with our manners: errors are JSON, and nothing of a request is ever logged."""
+"""aiohttp's low-level server with our manners: limits on clients, errors in JSON, nothing of a request in a log."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
-from time import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-from aiohttp import HttpVersion11, StreamReader, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDict
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
-from tinybird_proxy import __version__
 from tinybird_proxy.server import answers
-from tinybird_proxy.server.answers import Answer
+from tinybird_proxy.server.responses import Ending, LastResponse, respond, whole
 from tinybird_proxy.telemetry.logs import get_logger
 
-NOT_HTTP = "the request is not valid HTTP"
-SERVER_HEADER = ("Server", f"tinybird-proxy/{__version__}")
+NOT_HTTP: Final = "the request is not valid HTTP"
+MAX_HEADERS: Final = 128
+# A close with bytes unread resets the connection, and a reset can take away the answer that the client has not read.
+LINGER_S: Final = 1.0
+_HEAD_END: Final = b"\r\n\r\n"
+_TOO_MANY_HEADERS: Final = "Too many headers received"
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Lane = Callable[[RawRequestMessage, StreamReader], bytes | None]
 _log = get_logger("server")
 
 
-class WholeResponse(web.StreamResponse):
-    """An answer that leaves as one piece of bytes, head and body together.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one client's connection may take.
 
-    aiohttp's ``Response`` makes a header dictionary, fills in defaults and serialises it for each answer: a sixth of a
-    small request's time. All of our answers are known whole, so they are written as they are. Only for HTTP/1.1.
+    ``header_timeout_s``: from the first byte of a head to its end. ``send_timeout_s``: for a client to make room for an
+    answer. ``max_age_s``: after which a connection ends with its next answer, up to a tenth more or less.
     """
 
-    def __init__(self, wire: bytes, *, keep_alive: bool) -> None:
-        # Not super().__init__(): there is no header dictionary, and nobody may change this answer any more.
-        self._wire = wire
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write all of it."""
-        writer, protocol = request.writer, request.protocol
-        transport = protocol.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client left before its answer")
-        transport.write(self._wire)
-        writer.output_size += len(self._wire)
-        if protocol.writing_paused:  # a client that does not read its answers is asked nothing more for now
-            await writer.drain()
-        return writer
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Everything has been written."""
+    max_header_bytes: int
+    header_timeout_s: float
+    send_timeout_s: float
+    keepalive_timeout_s: float
+    max_age_s: float
 
 
-def respond(answer: Answer, request: web.BaseRequest) -> web.StreamResponse:
-    """An ``Answer`` as it goes over the wire."""
-    keep_alive = request.keep_alive and not answer.close
-    if request.version == HttpVersion11 and request.method != "HEAD":
-        return WholeResponse(wire(answer, keep_alive, int(time())), keep_alive=keep_alive)
-    response = web.Response(
-        status=answer.status, body=answer.body, headers=CIMultiDict((*answer.headers, SERVER_HEADER))
+class HeadRefused(Exception):
+    """A head that is too large or too slow; the text is for the client."""
+
+
+class BodyNotHttp(Exception):
+    """What came of an unfinished body is not HTTP. Nothing can be parsed behind it."""
+
+
+class Connection(Ending):
+    """One client connection. ``lane`` is asked first about a request that comes while nothing else is under way.
+
+    ``ends_at_s``: loop time after which the connection ends with the next answer.
+    """
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_deaf",
+        "_gone",
+        "_head_bytes",
+        "_head_timer",
+        "_is_final",
+        "_last_bytes",
+        "ends_at_s",
+        "lane",
+        "limits",
     )
-    if not keep_alive:
-        response.force_close()
-    return response
 
+    def __init__(
+        self, server: "HttpServer", *, lane: Lane | None, limits: ConnectionLimits, ends_at_s: float, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=limits.keepalive_timeout_s,
+            max_line_size=limits.max_header_bytes,
+            max_field_size=limits.max_header_bytes,
+            max_headers=MAX_HEADERS,
+            auto_decompress=False,
+            **kwargs,
+        )
+        self.lane = lane
+        self.limits = limits
+        self.ends_at_s = ends_at_s
+        self._body: StreamReader | None = None  # the one that has begun and not ended
+        self._chunked = False
+        self._last_bytes = b""
+        self._head_bytes = 0  # of a head that has begun and not ended
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._deaf = False  # nothing that comes is looked at any more
+        self._is_final = False  # what has come is answered, and then the connection ends
+        self._gone: asyncio.Future[None] | None = None
 
-@lru_cache(maxsize=256)
-def wire(answer: Answer, keep_alive: bool, utc_s: int) -> bytes:
-    """The whole answer as bytes; the usual ones are the same object again and again within a second."""
-    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in (*answer.headers, SERVER_HEADER)]
-    if answer.status != 204:
-        lines.append(f"Content-Length: {len(answer.body)}")
-    lines.append(f"Date: {formatdate(utc_s, usegmt=True)}")
-    if not keep_alive:
-        lines.append("Connection: close")
-    if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header of ours holds a line break")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace") + answer.body
+    @property
+    def ends(self) -> bool:
+        """Whether the answer to the request under way is this connection's last."""
+        return not self._messages and (self._is_final or self._loop.time() >= self.ends_at_s)
 
+    @property
+    def send_timeout_s(self) -> float:
+        """How long the client may take to make room for an answer."""
+        return self.limits.send_timeout_s
 
-class Connection(RequestHandler):
-    """One client connection. ``lane`` is asked first about a request that comes while nothing else is under way."""
-
-    __slots__ = ("lane",)
-
-    lane: Lane | None
+    @property
+    def head_under_way(self) -> bool:
+        """Whether a head has begun and not ended."""
+        return self._head_timer is not None
 
     def data_received(self, data: bytes) -> None:
         """Parse, and let the lane answer what it can; everything else wakes the task that serves this connection."""
+        if self._deaf:
+            return
         waiter, lane = self._waiter, self.lane
+        count = self._request_count
         if lane is None or waiter is None or waiter.done() or self._messages:
             super().data_received(data)
+            self._look(data, self._request_count - count)
             return
         self._waiter = None  # hidden, so that the task sleeps on until the lane has looked
         try:
             super().data_received(data)
         finally:
             self._waiter = waiter
-        if self._messages and not (self._may_answer() and self._answer_at_once(lane)) and not waiter.done():
+        if self._may_answer(data) and self._answer_at_once(lane):
+            return
+        self._look(data, self._request_count - count)
+        if self._messages and not waiter.done():
             waiter.set_result(None)
 
-    def _may_answer(self) -> bool:
-        """Whether one request came, and its answer would leave at once."""
+    def _may_answer(self, data: bytes) -> bool:
+        """Whether one request came, all of it in ``data``, and its answer would leave at once."""
         return (
             len(self._messages) == 1
+            and self._head_timer is None
+            and len(data) <= self.limits.max_header_bytes
             and not self._upgraded
             and not self._buffer_paused
             and not self.writing_paused
@@ -117,7 +146,10 @@ class Connection(RequestHandler):
     def _answer_at_once(self, lane: Lane) -> bool:
         """Do what aiohttp's task does around a handler; False leaves the request to it, untouched."""
         message, payload = self._messages[0]
-        if not isinstance(message, RawRequestMessage) or (answered := lane(message, payload)) is None:
+        now = self._loop.time()
+        if now >= self.ends_at_s or self._is_final or not isinstance(message, RawRequestMessage):
+            return False
+        if (answered := lane(message, payload)) is None:
             return False
         self._messages.popleft()
         manager, parser, transport = self._manager, self._parser, self.transport
@@ -125,17 +157,148 @@ class Connection(RequestHandler):
             manager.requests_count += 1
             parser.message_consumed()
             transport.write(answered)
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            self._next_keepalive_close_time = now + self._keepalive_timeout
         return True
 
-    @property
-    def broken(self) -> bool:
-        """Whether what came of an unfinished body is not HTTP.
+    def _look(self, data: bytes, new: int) -> None:
+        """Keep account of what ``data`` was: of a head, of a body, or of ``new`` messages at the end of the queue."""
+        body, was_chunked = self._body, self._chunked
+        if body is not None:
+            if was_chunked and data:
+                self._last_bytes = (self._last_bytes + data)[-4:]
+            if not body.is_eof():
+                if new:  # the parser's complaint, which nobody would look at before the request is done
+                    self._deaf = True
+                    body.set_exception(BodyNotHttp())
+                return
+            self._body = None
+            if was_chunked and not new:
+                self._forget_trailers()
+        elif not new:
+            self._look_at_head(data)
+        if new:
+            if was_chunked and body is not None:
+                self._end_behind(len(self._messages) - new)
+            else:
+                self._look_at_messages(data, new)
 
-        Nothing can be parsed behind such a body, so what waits there is the parser's complaint, which nobody would look
-        at before the request is done: and it would wait for its body for ever.
+    def _look_at_head(self, data: bytes) -> None:
+        if self._upgraded or (self._head_timer is None and not data.strip(b"\r\n")):
+            return
+        self._head_bytes += len(data)
+        if self._head_timer is None:
+            self._head_timer = self._loop.call_later(self.limits.header_timeout_s, self._head_too_slow)
+        if self._head_bytes > self.limits.max_header_bytes:
+            self._refuse_head(431, self._too_large())
+
+    def _look_at_messages(self, data: bytes, new: int) -> None:
+        may_be_large = self._head_bytes + len(data) > self.limits.max_header_bytes
+        self._head_ended()
+        for position in range(len(self._messages) - new, len(self._messages)):
+            message, payload = self._messages[position]
+            if not isinstance(message, RawRequestMessage):
+                self._deaf = True
+                return
+            if may_be_large and _head_size(message) > self.limits.max_header_bytes:
+                self._drop_behind(position)
+                self._refuse_head(431, self._too_large())
+                return
+            # aiohttp parses what comes behind an upgrade out of our sight.
+            self._is_final |= message.upgrade
+            if not payload.is_eof():
+                self._body, self._chunked = payload, message.chunked
+                self._last_bytes = data[-4:]
+                return
+            if message.chunked:
+                if position + 1 < len(self._messages):
+                    self._end_behind(position + 1)
+                    return
+                self._last_bytes = data[-4:]
+                self._forget_trailers()
+
+    def _forget_trailers(self) -> None:
+        """Part with the parser behind a chunked body: it takes the last trailer for the next request's first header.
+
+        That is only possible where a request has ended for sure and nothing has come of another one.
         """
-        return bool(self._messages)
+        full = len(self._messages) >= self._max_msg_queue_size
+        if self._last_bytes != _HEAD_END or full or self._is_final:
+            self._end_behind(len(self._messages))
+        elif self._parser is not None:
+            self._parser = HttpRequestParser(
+                self,
+                self._loop,
+                self._read_bufsize,
+                max_line_size=self.max_line_size,
+                max_field_size=self.max_field_size,
+                max_headers=self.max_headers,
+                payload_exception=RequestPayloadError,
+                auto_decompress=False,
+                max_msg_queue_size=self._max_msg_queue_size,
+            )
+
+    def _end_behind(self, position: int) -> None:
+        """Answer the messages before ``position`` and nothing else."""
+        self._drop_behind(position)
+        self._deaf = self._is_final = True
+
+    def _drop_behind(self, position: int) -> None:
+        while len(self._messages) > position:
+            self._messages.pop()
+
+    def _head_ended(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        timeout_s = self.limits.header_timeout_s
+        self._refuse_head(
+            408, f"the head of the request did not end within {timeout_s:g} s (HEADER_TIMEOUT); send it again"
+        )
+
+    def _too_large(self) -> str:
+        return (
+            "the head of the request (its first line and its headers) is larger than "
+            f"{self.limits.max_header_bytes} bytes (MAX_HEADER_BYTES)"
+        )
+
+    def _refuse_head(self, status: int, text: str) -> None:
+        """Put the refusal in line behind what is under way, as the parser's complaints are."""
+        self._head_ended()
+        self._deaf = True
+        refused = HeadRefused(text)
+        self._messages.append((_ErrInfo(status=status, exc=refused, message=text), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _process_keepalive(self) -> None:
+        """End an idle connection. A head that has begun has a limit of its own."""
+        if self._head_timer is not None:
+            self._next_keepalive_close_time = self._loop.time() + self.limits.header_timeout_s
+        super()._process_keepalive()
+
+    async def linger(self) -> None:
+        """Send no more, and wait a little for the client to end as well; what it still sends is thrown away."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or not transport.can_write_eof():
+            return
+        self._deaf = True
+        self._gone = self._loop.create_future()
+        transport.write_eof()
+        await asyncio.wait((self._gone,), timeout=LINGER_S)
+
+    def eof_received(self) -> None:
+        """The client ends; nobody need linger."""
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is no more."""
+        self._head_ended()
+        self.eof_received()
+        super().connection_lost(exc)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume if it was paused. aiohttp resumes after every body, which parses nothing once more each time."""
@@ -158,23 +321,51 @@ class Connection(RequestHandler):
         if status >= 500:
             _log.error("a request broke inside the proxy; the client was told 500", exc_info=exc)
             text = "an error inside the proxy; nothing of this request was taken"
-        else:
-            text = NOT_HTTP
-        return respond(answers.error(status, text, close=True), request)
+            return respond(answers.error(status, text, close=True), request)
+        status, text = self._complaint(status, exc)
+        response = whole(answers.error(status, text), LastResponse)
+        response.force_close()
+        return response
+
+    def _complaint(self, status: int, exc: BaseException | None) -> tuple[int, str]:
+        """What the client is told of a head that is not taken."""
+        if isinstance(exc, HeadRefused):
+            return status, str(exc)
+        if isinstance(exc, LineTooLong):
+            return 431, self._too_large()
+        if isinstance(exc, BadHttpMessage) and exc.message == _TOO_MANY_HEADERS:
+            return 431, f"the request has more than {MAX_HEADERS} headers"
+        return status, NOT_HTTP
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """aiohttp would log the exception's text, in which headers may stand."""
+        if isinstance(kwargs.get("exc_info"), BodyNotHttp):
+            return  # the client has been told
         _log.warning("a connection broke", exc_info=kwargs.get("exc_info") or True)
 
 
+def _head_size(message: RawRequestMessage) -> int:
+    """Bytes of a head as it came, without spaces around values."""
+    fields = sum(len(name) + len(value) + len(": \r\n") for name, value in message.raw_headers)
+    return len(message.method) + len(message.path) + len("  HTTP/1.1\r\n\r\n") + fields
+
+
 class HttpServer(web.Server):
-    """Makes a connection for each client. ``lane``: what may answer before a task is made; None: nothing."""
+    """Makes a connection for each client. ``lane``: what may answer before a task is made; None: nothing.
 
-    def __init__(self, handler: Handler, *, lane: Lane | None, **kwargs: Any) -> None:
-        super().__init__(handler, **kwargs)
+    ``chance`` gives numbers from 0 to 1.
+    """
+
+    def __init__(
+        self, handler: Handler, *, lane: Lane | None, limits: ConnectionLimits, chance: Callable[[], float]
+    ) -> None:
+        super().__init__(handler)
         self._lane = lane
+        self._limits = limits
+        self._chance = chance
 
-    def __call__(self) -> RequestHandler:
-        connection = Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
-        connection.lane = self._lane
-        return connection
+    def __call__(self) -> Connection:
+        """A new connection's protocol."""
+        age_s = self._limits.max_age_s * (0.9 + 0.2 * self._chance())
+        ends_at_s = asyncio.get_running_loop().time() + age_s
+        return Connection(self, lane=self._lane, limits=self._limits, ends_at_s=ends_at_s, access_log=None)

@@ -1,6 +1,6 @@
 """Every other path: passed to Tinybird as it came, streaming both ways, or refused with a reason."""
 
-import math
+import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -14,8 +14,8 @@ from tinybird_proxy.errors import BodyRefused, ResponseTimeout, UpstreamError
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import Gate, bearer
-from tinybird_proxy.server.http import respond
 from tinybird_proxy.server.receive import next_piece
+from tinybird_proxy.server.responses import is_last, respond
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.upstream import VIA_HEADER, Upstream
@@ -50,13 +50,18 @@ def end_to_end(headers: Iterable[tuple[str, str]], *, also_without: Iterable[str
 
 
 class PassThrough:
-    """Knows when a request may pass and carries it."""
+    """Knows when a request may pass and carries it.
 
-    def __init__(self, upstream: Upstream, gate: Gate, meters: Meters, *, enabled: bool) -> None:
+    ``body_stall_s``: for so long a client may send nothing of its body. There is no limit on the whole of it: nothing
+    is kept of it here, and a long import into Tinybird may take its time.
+    """
+
+    def __init__(self, upstream: Upstream, gate: Gate, meters: Meters, *, enabled: bool, body_stall_s: float) -> None:
         self._upstream = upstream
         self._gate = gate
         self._meters = meters
         self._enabled = enabled
+        self._body_stall_s = body_stall_s
 
     def refuse(self, headers: CIMultiDictProxy[str], target: str) -> Answer | None:
         """Why this request may not pass, or None if it may."""
@@ -82,7 +87,7 @@ class PassThrough:
         via = request.headers.get(VIA_HEADER)
         headers = [pair for pair in headers if pair[0].lower() != VIA_HEADER.lower()]
         headers.append((VIA_HEADER, f"{via}, {self._upstream.instance}" if via else self._upstream.instance))
-        body = _Upload(request) if request.body_exists else None
+        body = _Upload(request, self._body_stall_s) if request.body_exists else None
         try:
             async with self._upstream.stream(request.method, target, headers=headers, body=body) as reply:
                 self._meters.passed_through[str(reply.status)] += 1
@@ -91,6 +96,8 @@ class PassThrough:
                     reason=reply.reason,
                     headers=CIMultiDict(end_to_end(reply.headers.items())),
                 )
+                if is_last(request):
+                    response.force_close()
                 await response.prepare(request)
                 try:
                     async for piece in self._upstream.pieces(reply):
@@ -114,13 +121,16 @@ class PassThrough:
 class _Upload:
     """A client's body as it comes; ``refused`` says why it could not be read to its end, if that is its own fault."""
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, stall_s: float) -> None:
         self._request = request
+        self._stall_s = stall_s
         self.refused: BodyRefused | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        now = asyncio.get_running_loop().time
+        too_slow = f"nothing of the body came for {self._stall_s:g} s (BODY_TIMEOUT); send the same request again"
         try:
-            while piece := await next_piece(self._request, stall_s=math.inf):
+            while piece := await next_piece(self._request, give_up_at=now() + self._stall_s, too_slow=too_slow):
                 yield piece
         except BodyRefused as refused:
             self.refused = refused

@@ -12,12 +12,11 @@ from aiohttp import HttpVersion11, web
 from tinybird_proxy import codec, rows
 from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.rows import Rows
-from tinybird_proxy.server.http import NOT_HTTP, Connection
+from tinybird_proxy.server.http import NOT_HTTP, BodyNotHttp
 
 # Bodies up to this size need no reservation, so that a few slow uploads cannot refuse the small clients.
 UNRESERVED_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LOOK_INTERVAL_S: Final = 0.5
 _ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
 
 
@@ -25,14 +24,15 @@ _ARRAY: Final = re.compile(rb"[ \t\r\n]*+\[")
 class ReceiveLimits:
     """Bytes as sent, bytes after decompression, bytes of all larger bodies at once, and line breaks.
 
-    ``stall_s``: a body of which nothing comes for so long is given up, because what it has reserved keeps others out.
+    ``body_timeout_s``: a body that has not ended after so long is given up, because what it has reserved keeps others
+    out.
     """
 
     max_body_bytes: int
     max_inflated_bytes: int
     receive_bytes: int
     max_lines: int
-    stall_s: float
+    body_timeout_s: float
 
 
 class Receiver:
@@ -80,7 +80,10 @@ class Receiver:
                 raise self._too_large()
             return body
         found = bytearray()
-        while piece := await next_piece(request, stall_s=self._limits.stall_s):
+        timeout_s = self._limits.body_timeout_s
+        too_slow = f"the body did not end within {timeout_s:g} s (BODY_TIMEOUT); send it again, in parts if it is large"
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        while piece := await next_piece(request, give_up_at=give_up_at, too_slow=too_slow):
             if len(found) + len(piece) > self._limits.max_body_bytes:
                 raise self._too_large()
             reservation.grow_to(len(found) + len(piece))
@@ -151,21 +154,20 @@ async def answer_expect(request: web.BaseRequest) -> None:
         request.writer.output_size = 0
 
 
-async def next_piece(request: web.BaseRequest, *, stall_s: float) -> bytes:
-    """What has come of the body; empty at its end. Raises ``BodyRefused`` if it is not HTTP, or nothing comes."""
-    waited_s = 0.0
-    while True:
-        try:
-            async with asyncio.timeout(_LOOK_INTERVAL_S) as look:
-                return await request.content.readany()
-        except TimeoutError:
-            if not look.expired():
-                raise  # the connection's own
-        if isinstance(request.protocol, Connection) and request.protocol.broken:
-            raise BodyRefused(400, NOT_HTTP)
-        waited_s += _LOOK_INTERVAL_S
-        if waited_s >= stall_s:
-            raise BodyRefused(408, f"nothing of the body came for {stall_s:g} s; send the same request again")
+async def next_piece(request: web.BaseRequest, *, give_up_at: float, too_slow: str) -> bytes:
+    """What has come of the body; empty at its end. ``give_up_at`` is a loop time.
+
+    Raises ``BodyRefused``: 400 if it is not HTTP, 408 with the words ``too_slow`` if nothing more comes until then.
+    """
+    try:
+        async with asyncio.timeout_at(give_up_at) as patience:
+            return await request.content.readany()
+    except BodyNotHttp:
+        raise BodyRefused(400, NOT_HTTP) from None
+    except TimeoutError:
+        if not patience.expired():
+            raise  # the connection's own
+        raise BodyRefused(408, too_slow) from None
 
 
 def small_body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:

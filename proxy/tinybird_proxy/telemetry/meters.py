@@ -55,6 +55,7 @@ class Meters:
         self.refused: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()  # how requests with wait=true ended: delivered, buffered, dropped
         self.batches: Counter[str] = Counter()  # frozen, by trigger
+        self.dead_letters: Counter[str] = Counter()  # rows, by reason
         self.upstream_replies: Counter[str] = Counter()  # by status, or connect_failed, broken, timeout
         self.upstream_seconds = Histogram()
         self.delivery_seconds = Histogram()  # oldest row of a batch: accepted → settled

@@ -20,13 +20,15 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import DropReason, Ledger
+from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.telemetry.meters import Histogram, Meters
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 UNCONFIRMED: Final = "(unconfirmed)"
 _PREFIX: Final = "tinybird_proxy_"
+_TERMS: Final = ("accepted", "recovered", "replayed", "delivered", "quarantined", "unverified", "dead_lettered")
+_TERMS_OF_LETTERS: Final = ("recovered", "deleted", "evicted", "lost_at_exit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,9 @@ class Snapshot:
     meters: Meters
     ledger: Ledger
     imbalance: int
+    letters_rows: int
+    letters_bytes: int
+    letters_max_bytes: int
     destinations: Sequence[DestinationFacts]
     buffer_rows: int
     buffer_bytes: int
@@ -108,8 +113,16 @@ def _families(s: Snapshot) -> Iterator[Metric]:
 
 
 def _ledger(s: Snapshot) -> Iterator[Metric]:
-    for term in ("accepted", "recovered", "replayed", "delivered", "quarantined", "unverified", "dead_lettered"):
+    for term in _TERMS:
         yield _counter(f"rows_{term}", f"Rows {term.replace('_', '-')}: a term of the ledger.", getattr(s.ledger, term))
+    for term in _TERMS_OF_LETTERS:
+        text = f"Rows of dead letters {term.replace('_', ' ')}: a term of the ledger."
+        yield _counter(f"letter_rows_{term}", text, getattr(s.ledger, f"letters_{term}"))
+    yield _gauge("dead_letter_rows", "Rows in dead letters, without those being replayed.", s.letters_rows)
+    yield _gauge("dead_letter_bytes", "Memory of those letters.", s.letters_bytes)
+    yield _gauge("dead_letter_capacity_bytes", "DEAD_LETTER_BYTES.", s.letters_max_bytes)
+    reasons = {**dict.fromkeys(map(str, LetterReason), 0), **s.meters.dead_letters}
+    yield _counters("dead_letters", "Rows given up on, by reason.", "reason", reasons)
     # At 0 from the start: what appears only with its first row shows no increase.
     dropped = {**dict.fromkeys(map(str, DropReason), 0), **s.ledger.dropped}
     yield _counters("rows_dropped", "Rows lost: a term of the ledger.", "reason", dropped)

@@ -11,7 +11,7 @@ Seconds are those of the event loop: run it on one whose clock is simulated.
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -20,8 +20,9 @@ from tinybird_proxy import codec
 from tinybird_proxy.admission import Capacity, Occupancy, Refusal
 from tinybird_proxy.batch import BatchLimits, DestinationKey, Payload
 from tinybird_proxy.buffer import Buffer, MemoryBuffer
+from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.destination import Destination, Surroundings
-from tinybird_proxy.destination.surroundings import BatchUpstream
+from tinybird_proxy.destination.surroundings import BatchCodec, BatchUpstream
 from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.pipeline import Pipeline, PipelineLimits, Waiting
 from tinybird_proxy.rows import Rows
@@ -54,15 +55,22 @@ def imbalances(pipeline: Pipeline) -> list[str]:
     for destination in pipeline.destinations():
         if off := destination.ledger.imbalance(destination.buffered_rows()):
             found.append(f"{destination.key!r}: {off} rows are missing in the ledger's terms")
+        letters = [letter for letter in pipeline.surroundings.letters.select() if letter.key == destination.key]
+        held = sum(letter.row_count for letter in letters if not letter.replaying)
+        if off := destination.ledger.letters_imbalance(held):
+            found.append(f"{destination.key!r}: {off} rows of dead letters are missing in the ledger's terms")
         here = destination.held()
         rows, size_bytes = rows + here[0], size_bytes + here[1]
         if destination.unconfirmed:
             unconfirmed_rows, unconfirmed_bytes = unconfirmed_rows + here[0], unconfirmed_bytes + here[1]
+    everywhere = sum(letter.row_count for letter in pipeline.surroundings.letters.select() if not letter.replaying)
+    if off := pipeline.ledger().letters_imbalance(everywhere):
+        found.append(f"in all: {off} rows of dead letters are missing in the ledger's terms")
     if off := pipeline.ledger().imbalance(pipeline.buffered_rows()):
         found.append(f"in all: {off} rows are missing in the ledger's terms")
-    held = Occupancy(rows, size_bytes, unconfirmed_rows, unconfirmed_bytes)
-    if pipeline.surroundings.buffer.occupancy != held:
-        found.append(f"the buffer holds {held} but counts {pipeline.surroundings.buffer.occupancy}")
+    occupied = Occupancy(rows, size_bytes, unconfirmed_rows, unconfirmed_bytes)
+    if pipeline.surroundings.buffer.occupancy != occupied:
+        found.append(f"the buffer holds {occupied} but counts {pipeline.surroundings.buffer.occupancy}")
     return found
 
 
@@ -87,6 +95,24 @@ async def compress(bodies: list[bytes]) -> Payload:
     return codec.compress(bodies, "gzip")
 
 
+async def rows_of(payload: Payload, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The same."""
+    await asyncio.sleep(0)
+    return codec.rows_of(payload, ranges)
+
+
+async def rows_in(payloads: Sequence[Payload]) -> list[bytes]:
+    """The same."""
+    await asyncio.sleep(0)
+    return codec.rows_in(payloads)
+
+
+async def halves(payload: Payload) -> tuple[bytes, bytes]:
+    """The same."""
+    await asyncio.sleep(0)
+    return codec.halves(payload)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """What is around a pipeline. Limits are the configuration's defaults; ``jitter`` answers with the longest wait."""
@@ -106,6 +132,8 @@ class Setup:
     buffer: Buffer = field(default_factory=MemoryBuffer)
     own_token: OwnToken | None = field(default_factory=lambda: OwnToken(OWN_TOKEN, 0.0))
     compress: Callable[[list[bytes]], Awaitable[Payload]] = compress
+    dead_letter_bytes: int = 64_000_000
+    max_age_s: float | None = None
     tracer: Tracer = field(default_factory=no_tracer)
     wall: WallClock = field(default_factory=WallClock)
     jitter: Callable[[float], float] = lambda limit: limit
@@ -124,7 +152,9 @@ class Setup:
             buffer=self.buffer,
             upstream=upstream,
             own_token=self.own_token,
-            compress=self.compress,
+            codec=BatchCodec(compress=self.compress, rows_of=rows_of, rows_in=rows_in, halves=halves),
+            letters=DeadLetters(self.dead_letter_bytes, now=now),
+            max_age_s=self.max_age_s,
             tracer=self.tracer,
             meters=Meters(now()),
             now=now,

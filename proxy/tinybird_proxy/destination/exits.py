@@ -1,0 +1,131 @@
+"""The ways out of a destination: settled, dead letter, dropped. Each is counted, told, and only then forgotten."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tinybird_proxy.batch import DestinationKey, FrozenBatch, Payload
+from tinybird_proxy.dead_letter import DeadLetter
+from tinybird_proxy.destination.chronicle import Chronicle
+from tinybird_proxy.destination.queue import BatchQueue
+from tinybird_proxy.destination.split import Split
+from tinybird_proxy.destination.surroundings import Surroundings
+from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
+from tinybird_proxy.ticket import Buffered, Dropped, Refused
+from tinybird_proxy.verdict import Rejected, Settled
+
+
+class Exits:
+    """Ledger, tickets, metrics, span, and then the buffer forgets. ``is_unconfirmed`` says how the rows are counted."""
+
+    def __init__(
+        self,
+        key: DestinationKey,
+        surroundings: Surroundings,
+        queue: BatchQueue,
+        ledger: Ledger,
+        chronicle: Chronicle,
+        is_unconfirmed: Callable[[], bool],
+    ) -> None:
+        self._key = key
+        self._s = surroundings
+        self._queue = queue
+        self._ledger = ledger
+        self._chronicle = chronicle
+        self._is_unconfirmed = is_unconfirmed
+
+    def settle(self, batch: FrozenBatch, outcome: Settled, now: float) -> None:
+        """Tinybird has the rows."""
+        self._ledger.delivered += outcome.delivered
+        self._ledger.quarantined += outcome.quarantined
+        self._ledger.unverified += outcome.unverified
+        for ticket, _, row_count in batch.tickets:
+            if outcome.unverified:
+                ticket.resolve(Buffered())
+            else:
+                ticket.rows_settled(row_count, batch.row_count, outcome.quarantined)
+        meters = self._s.meters
+        meters.delivered_rate.add(batch.row_count, now)
+        meters.delivery_seconds.observe(now - batch.oldest_at)
+        meters.sent_batches += 1
+        meters.sent_raw_bytes += batch.size_bytes
+        meters.sent_wire_bytes += len(batch.payload.body) if batch.payload is not None else 0
+        self._end_replays(batch)
+        self.let_go(batch, "unverified" if outcome.unverified else "delivered")
+        self._chronicle.settled(outcome, batch, now)
+
+    def give_up(
+        self, batch: FrozenBatch, reason: LetterReason, now: float, *, status: int | None, message: str
+    ) -> None:
+        """All rows of ``batch``, a whole one or a piece, become one dead letter."""
+        now_utc_s = self._s.utc_now().timestamp()
+        letter = DeadLetter(
+            id=batch.id,
+            key=self._key,
+            ledger=self._ledger,
+            payload=batch.payload or Payload(b"\n".join(batch.bodies), None),
+            row_count=batch.row_count,
+            raw_bytes=batch.size_bytes,
+            reason=reason,
+            status=status,
+            message=message,
+            batch_id=batch.id if batch.split is None else batch.split.batch.id,
+            first_at=min((place.letter.first_at for place in batch.replays), default=now_utc_s - now + batch.oldest_at),
+            last_at=now_utc_s,
+            ambiguous=batch.ambiguous or (batch.split is not None and batch.split.ambiguous),
+            replays=max((place.letter.replays for place in batch.replays), default=0),
+        )
+        told = Refused(status or 503, f"{message}; the rows are kept as dead letters")
+        for ticket, _, row_count in batch.tickets:
+            ticket.rows_refused(row_count, told, letter if row_count == batch.row_count else None)
+        self._s.meters.dead_letters[reason] += batch.row_count
+        self._end_replays(batch)
+        self.let_go(batch, reason)
+        self._s.letters.add(letter)
+        self._chronicle.gave_up(letter, now)
+
+    def give_back(self, batch: FrozenBatch, refusal: Rejected) -> None:
+        """A replay was refused whole: its letters are held again as they were."""
+        for place in batch.replays:
+            place.letter.status, place.letter.message = refusal.status, refusal.message or refusal.reason
+            place.letter.ambiguous |= batch.ambiguous
+            place.letter.last_at = self._s.utc_now().timestamp()
+        self.let_go(batch, "refused")
+        for place in batch.replays:
+            self._s.letters.replay_refused(place.letter)
+
+    def drop(self, batch: FrozenBatch) -> None:
+        """The process stops before ``batch`` is settled."""
+        in_doubt = batch.ambiguous or batch.id in self._queue.in_flight
+        if batch.promised:
+            self._ledger.drop(DropReason.IN_DOUBT if in_doubt else DropReason.SHUTDOWN, batch.row_count)
+        for place in batch.tickets:
+            place.ticket.resolve(Dropped())
+        self.let_go(batch, "in_doubt" if in_doubt else "dropped")
+
+    def drop_split(self, split: Split) -> None:
+        """The process stops while ``split`` is not decided."""
+        if split.piece is not None:
+            self.drop(split.piece)
+        rest = replace(split.batch, row_count=split.rows_left, size_bytes=split.bytes_left, replays=[])
+        rest.ambiguous |= split.ambiguous
+        self._queue.end_split(split, whole=True)
+        self._queue.waiting[self._queue.waiting.index(split.batch)] = rest
+        self.drop(rest)
+
+    def mark_ambiguous(self, batch: FrozenBatch) -> None:
+        """Tinybird may have taken ``batch`` although no reply said so."""
+        if not batch.ambiguous:
+            batch.ambiguous = True
+            self._ledger.ambiguous += batch.row_count
+
+    def let_go(self, batch: FrozenBatch, verdict: str) -> None:
+        """The end of ``batch``: its span, then the buffer forgets it."""
+        if batch.span is not None:
+            batch.span.end(verdict=verdict, attempts=batch.attempts)
+        self._queue.take_out(batch)
+        self._s.buffer.release(batch, unconfirmed=self._is_unconfirmed())
+        self._s.after_settling()
+
+    def _end_replays(self, batch: FrozenBatch) -> None:
+        for place in batch.replays:
+            self._s.letters.replay_ended(place.letter, place.row_count)

@@ -1,0 +1,68 @@
+"""A batch that Tinybird answered with 400, on its way through a bisection. Plain code without a clock or a socket."""
+
+from tinybird_proxy.batch import FrozenBatch, ItemBounds
+from tinybird_proxy.bisect import BUDGET, Bisection, Piece
+from tinybird_proxy.ledger import LetterReason
+from tinybird_proxy.verdict import Rejected
+
+
+class Split:
+    """What is left of a batch, and the one piece of it that is being asked about.
+
+    ``refusal`` is the latest; ``next_at`` is when the next piece may leave, in seconds of the clock. ``busy``: a task
+    is at work on it (cutting a piece, or ending the split). ``ambiguous``: a piece of it may have been taken without an
+    answer that said so. ``ended_by``: why the search was stopped from outside.
+    """
+
+    def __init__(self, batch: FrozenBatch, refusal: Rejected) -> None:
+        self.batch = batch
+        self.refusal = refusal
+        # Who replays letters wants them decided; everybody else's search ends at its budget.
+        self.bisection = Bisection(batch.row_counts, budget=None if batch.replays else BUDGET)
+        self.bounds = ItemBounds(batch.row_counts)
+        self.rows_left = batch.row_count
+        self.bytes_left = batch.size_bytes
+        self.next_at = 0.0
+        self.busy = False
+        self.ambiguous = False
+        self.ended_by: tuple[LetterReason, str] | None = None
+        self.piece: FrozenBatch | None = None
+        self._piece_count = 0
+        self._refused_alone: dict[Piece, tuple[FrozenBatch, Rejected]] = {}
+
+    def next_piece_id(self) -> str:
+        """``<parent>.<n>``."""
+        self._piece_count += 1
+        return f"{self.batch.id}.{self._piece_count}"
+
+    def left(self, row_count: int, size_bytes: int) -> None:
+        """So much of the batch settled or became a dead letter."""
+        self.rows_left -= row_count
+        self.bytes_left -= size_bytes
+
+    def accepted(self) -> None:
+        """Tinybird took the piece."""
+        self.piece = None
+        self.bisection.accepted()
+
+    def refused(self, refusal: Rejected) -> None:
+        """Tinybird refused the piece."""
+        piece, asked = self.piece, self.bisection.asking
+        assert piece is not None  # noqa: S101 - it was in flight
+        assert asked is not None  # noqa: S101 - the same
+        self.refusal = refusal
+        self.ambiguous |= piece.ambiguous
+        if piece.row_count == 1:
+            self._refused_alone[asked] = piece, refusal
+        self.piece = None
+        self.bisection.refused()
+
+    def take_condemned(self) -> list[tuple[FrozenBatch, Rejected]]:
+        """Rows that are guilty beyond doubt, each as the piece that it was asked in, and what Tinybird said."""
+        return [self._refused_alone.pop(piece) for piece in self.bisection.take_condemned()]
+
+    def stop(self, reason: LetterReason, message: str) -> None:
+        """End the search: what is undecided is given up on for ``reason``. Nothing may be in flight or at work."""
+        self.ended_by = reason, message
+        self.piece = None
+        self.bisection.stop()

@@ -1,0 +1,144 @@
+"""Decides at the door: how many connections a port has, and which one ends where there is no room for a new one."""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from time import time
+from typing import Final, cast
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from tinybird_proxy.server import answers
+from tinybird_proxy.server.http import Connection
+from tinybird_proxy.server.responses import wire
+from tinybird_proxy.telemetry.logs import fields, get_logger
+
+# Those that are turned away have this long to read why, and no more than so many at once are told.
+TOLD_S: Final = 1.0
+MAX_TOLD: Final = 64
+# A connection that ends, but whose client does not read what is left of its answer, is cut after so long.
+END_S: Final = 10.0
+# Looking at all connections costs less than a microsecond for each: at most a tenth of the loop's time goes into it.
+_LOOK_S_PER_CONNECTION: Final = 5e-6
+_WARN_INTERVAL_S: Final = 60.0
+_log = get_logger("server")
+
+
+class Doorkeeper:
+    """A protocol factory in front of ``server``'s own, which bounds the number of its connections.
+
+    ``option`` is what the limit is called, for people; ``now`` is the loop's time in seconds.
+    """
+
+    def __init__(self, server: web.Server, *, max_connections: int, option: str, now: Callable[[], float]) -> None:
+        self.ended_idle = 0
+        self.turned_away = 0
+        self._server = server
+        self._max_connections = max_connections
+        self._now = now
+        self._option = option
+        self._full = answers.error(
+            503,
+            f"the proxy has as many connections as it may ({option}); try again later",
+            ("Retry-After", "1"),
+            close=True,
+        )
+        self._idle: deque[tuple[float, RequestHandler]] = deque()
+        self._look_again_at_s = float("-inf")
+        self._warn_again_at_s = float("-inf")
+        self._told: set[_TurnedAway] = set()
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        """The protocol for a new connection."""
+        connections = self._server._connections
+        if len(connections) < self._max_connections:
+            return self._server()
+        found = self._longest_idle()
+        if found is None:
+            self.turned_away += 1
+            self._warn()
+            return _TurnedAway(self._told, wire(self._full, False, int(time())))
+        self.ended_idle += 1
+        self._warn()
+        transport = connections.get(found)
+        found.force_close()
+        if transport is not None:
+            transport.abort()  # whatever its client has not read by now
+        return self._server()
+
+    def _longest_idle(self) -> RequestHandler | None:
+        """The connection on which nothing has happened for longest, and nothing is under way; None if there is none."""
+        while True:
+            while self._idle:
+                since, connection = self._idle.popleft()
+                if self._idle_since(connection) == since:
+                    return connection
+            # Those that are idle now and were not when we looked have been so for less long: so the list is right until
+            # it is used up.
+            now = self._now()
+            if now < self._look_again_at_s:
+                return None
+            connections = self._server.connections
+            wanted = max(1, len(connections) // 16)
+            found = ((self._idle_since(connection), number) for number, connection in enumerate(connections))
+            idle = heapq.nsmallest(wanted, ((since, number) for since, number in found if since is not None))
+            if len(idle) < wanted:  # there are no more
+                self._look_again_at_s = now + len(connections) * _LOOK_S_PER_CONNECTION
+            if not idle:
+                return None
+            self._idle.extend((since, connections[number]) for since, number in idle)
+
+    def _idle_since(self, connection: RequestHandler) -> float | None:
+        """Loop time since which nothing has been under way on ``connection``, or None."""
+        transport = self._server._connections.get(connection)
+        if transport is None:
+            return None
+        since = connection._next_keepalive_close_time - connection._keepalive_timeout
+        if transport.is_closing():
+            return since if since + END_S < self._now() else None
+        waiter = connection._waiter
+        if waiter is None or waiter.done() or connection._messages:
+            return None
+        if isinstance(connection, Connection) and connection.head_under_way:
+            return None
+        return since
+
+    def _warn(self) -> None:
+        now = self._now()
+        if now >= self._warn_again_at_s:
+            self._warn_again_at_s = now + _WARN_INTERVAL_S
+            _log.warning(
+                "no room for more connections: idle ones are ended, and where there are none new ones are refused",
+                extra=fields(
+                    option=self._option,
+                    max_connections=self._max_connections,
+                    ended_idle=self.ended_idle,
+                    turned_away=self.turned_away,
+                ),
+            )
+
+
+class _TurnedAway(asyncio.Protocol):
+    """A connection for which there is no room: it is told so, whatever it asks."""
+
+    def __init__(self, told: set["_TurnedAway"], answer: bytes) -> None:
+        self._told = told
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Answer at once, and wait a little for the client to end: a reset could take the answer away."""
+        transport = cast("asyncio.Transport", transport)
+        if len(self._told) >= MAX_TOLD:
+            transport.abort()
+            return
+        self._told.add(self)
+        transport.write(self._answer)
+        if transport.can_write_eof():
+            transport.write_eof()
+        asyncio.get_running_loop().call_later(TOLD_S, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._told.discard(self)

@@ -1,0 +1,43 @@
+"""How long the fuzz tests look, and where they begin.
+
+``FUZZ_SECONDS`` is what all of them together may take (55 if it is not set), and each of them has a share of it. Every
+round has a seed of its own; a failure prints it, and ``FUZZ_SEED`` set to that makes it the first round of another run.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import hypothesis
+import pytest
+
+SECONDS: Final = float(os.environ.get("FUZZ_SECONDS", "55"))
+# What pytest-timeout gives any test, on top: to start and stop processes, and to make a failing example small.
+bounded = pytest.mark.timeout(SECONDS + 120.0)
+
+
+def seeds(share: float) -> Iterator[int]:
+    """A seed for each round, at least one, until ``share`` of all the seconds is over. Says which one failed."""
+    until_s = time.monotonic() + share * SECONDS
+    seed = int(os.environ.get("FUZZ_SEED") or secrets.randbelow(1_000_000_000))
+    while True:
+        try:
+            yield seed
+        except GeneratorExit:  # the loop over the seeds was left: by a failure
+            print(f"\nfound by the round with FUZZ_SEED={seed}")
+            raise
+        if time.monotonic() >= until_s:
+            return
+        seed += 1
+
+
+def rounds(test: Callable[[], None], *, share: float) -> None:
+    """Run a test that hypothesis made, again and again, each time with other examples."""
+    for seed in seeds(share):
+        try:
+            hypothesis.seed(seed)(test)()
+        except BaseException:
+            print(f"\nfound by the round with FUZZ_SEED={seed}")
+            raise

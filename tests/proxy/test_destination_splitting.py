@@ -1,0 +1,531 @@
+"""``destination.splitting`` (and ``split``, ``exits``) at work in a destination: on simulated time, with a scripted Tinybird."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter
+from tinybird_proxy.ledger import LetterReason
+from tinybird_proxy.pacing import State
+from tinybird_proxy.rows import Rows
+from tinybird_proxy.testing.fake_upstream import (
+    Attempt,
+    FakeUpstream,
+    Script,
+    Step,
+    broken,
+    counts,
+    quarantining,
+    reply,
+)
+from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
+from tinybird_proxy.ticket import Buffered, Confirmed, Refused
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.looptime(idle_timeout=0.05, noop_cycles=0)]
+MANY = 100_000
+
+
+def refusing(bad: Iterable[int], *, status: int = 400, then: Script = 200) -> Callable[[Attempt], Script]:
+    """A Tinybird that refuses every request with one of these rows."""
+    known = set(bad)
+
+    def judge(attempt: Attempt) -> Script:
+        return status if any(n in known for n in numbers_of(attempt.rows)) else then
+
+    return judge
+
+
+def larger_than(max_bytes: int) -> Callable[[Attempt], Script]:
+    """A Tinybird that takes requests up to so many bytes, as sent."""
+    return lambda attempt: 413 if len(attempt.payload.body) > max_bytes else 200
+
+
+@asynccontextmanager
+async def delivering(tinybird: FakeUpstream, setup: Setup | None = None) -> AsyncIterator[Client]:
+    async with (setup or Setup()).pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline, "hits")
+        await client.confirm()
+        tinybird.forget()
+        yield client
+        assert imbalances(pipeline) == []
+        assert pipeline.check_ledger() == 0
+    assert pipeline.ledger().imbalance(0) == 0
+    assert pipeline.ledger().letters_imbalance(0) == 0
+
+
+def letters(client: Client) -> list[DeadLetter]:
+    return list(client.pipeline.surroundings.letters.select())
+
+
+def rows_in(*found: DeadLetter) -> list[int]:
+    import json
+
+    from tinybird_proxy import codec
+
+    bodies = codec.rows_in([letter.payload for letter in found])
+    return [json.loads(line)["n"] for body in bodies for line in body.split(b"\n")]
+
+
+async def searched(
+    bad: Iterable[int], rows: int = MANY, items: Iterable[Rows] | None = None
+) -> tuple[FakeUpstream, Client]:
+    """What is left after a batch with these bad rows was sent and searched."""
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(batch_bytes=10**9, buffer_bytes=10**9)) as client:
+        tinybird.will(then=refusing(bad))
+        for item in items or [numbered(range(rows))]:
+            client.offer(item)
+        await asyncio.sleep(59)
+        client.kept = letters(client)  # type: ignore[attr-defined]
+        client.facts = client.destination.facts()  # type: ignore[attr-defined]
+        client.terms = client.destination.ledger.as_dict(0, 0)  # type: ignore[attr-defined]
+    return tinybird, client
+
+
+# 400: the bounds.
+
+
+@pytest.mark.parametrize("bad", [0, 1, 49_999, 50_000, 65_536, MANY - 1])
+async def test_one_bad_row_of_a_hundred_thousand_is_found_in_at_most_40_requests(bad: int) -> None:
+    tinybird, client = await searched([bad])
+    assert len(tinybird.attempts) <= 40
+    assert rows_in(*client.kept) == [bad]  # type: ignore[attr-defined]
+    assert sorted(numbers_of(tinybird.taken())) == [n for n in range(MANY) if n != bad]
+
+
+async def test_ten_bad_rows_are_found_in_at_most_280_requests() -> None:
+    bad = random.Random(3).sample(range(MANY), 10)
+    tinybird, client = await searched(bad)
+    assert len(tinybird.attempts) <= 280
+    assert sorted(rows_in(*client.kept)) == sorted(bad)  # type: ignore[attr-defined]
+    assert len(tinybird.taken()) == MANY - 10
+
+
+async def test_one_percent_bad_rows_end_at_the_budget_and_a_replay_finishes_them() -> None:
+    bad = set(random.Random(5).sample(range(10_000), 100))
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing(bad))
+        client.offer(numbered(range(10_000)))
+        await asyncio.sleep(59)
+        assert len(tinybird.attempts) == 401
+        undecided = [letter for letter in letters(client) if letter.reason is LetterReason.UNDECIDED]
+        assert undecided
+        assert client.destination.buffered_rows() == 0
+        assert client.destination.facts().state is State.DELIVERING
+        outcome = await client.pipeline.replay(LetterFilter(reason=LetterReason.UNDECIDED))
+        assert outcome.replayed_rows == sum(letter.row_count for letter in undecided)
+        assert imbalances(client.pipeline) == []
+        await asyncio.sleep(600)
+        assert {letter.reason for letter in letters(client)} == {"rejected"}
+        assert sorted(rows_in(*letters(client))) == sorted(bad)
+        assert sorted(numbers_of(tinybird.taken())) == [n for n in range(10_000) if n not in bad]
+
+
+async def test_when_every_row_is_bad_the_batch_is_put_back_whole_and_held_after_at_most_40_requests() -> None:
+    tinybird, client = await searched(range(MANY))
+    assert len(tinybird.attempts) <= 40
+    assert client.kept == []  # type: ignore[attr-defined]
+    facts = client.facts  # type: ignore[attr-defined]
+    assert (facts.state, facts.buffered_rows) == (State.HELD, MANY)
+    assert "no part of its rows is taken either" in facts.reason
+
+
+async def test_twenty_bad_rows_at_the_front_are_found_without_a_hold() -> None:
+    tinybird, client = await searched(range(20))
+    assert sorted(rows_in(*client.kept)) == list(range(20))  # type: ignore[attr-defined]
+    assert client.facts.state is State.DELIVERING  # type: ignore[attr-defined]
+    assert len(tinybird.taken()) == MANY - 20
+
+
+async def test_a_bad_item_of_a_thousand_rows_spoils_nobody_elses() -> None:
+    items = [numbered([n]) for n in range(2000)]
+    items.insert(700, numbered(range(10_000, 11_000)))
+    tinybird, client = await searched(range(10_000, 11_000), items=items)
+    assert client.facts.state is State.DELIVERING  # type: ignore[attr-defined]
+    assert sorted(numbers_of(tinybird.taken())) == list(range(2000))
+    assert sorted(rows_in(*client.kept)) == list(range(10_000, 11_000))  # type: ignore[attr-defined]
+
+
+async def test_uneven_items_are_searched_too() -> None:
+    sizes, number, items = [1, 5000, 1, 1, 800, 3, 40, 1], 0, []
+    for size in sizes:
+        items.append(numbered(range(number, number + size)))
+        number += size
+    bad = [0, 5001, 5803, number - 1]
+    tinybird, client = await searched(bad, items=items)
+    assert sorted(rows_in(*client.kept)) == bad  # type: ignore[attr-defined]
+    assert len(tinybird.taken()) == number - len(bad)
+
+
+# 400: how it goes about it.
+
+
+async def test_at_most_ten_pieces_a_second_are_asked_and_other_batches_go_on() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(flush_interval_s=0.05)) as client:
+        tinybird.will(then=refusing([77]))
+        client.offer(numbered(range(1000)))
+        for n in range(1000, 1040):
+            await asyncio.sleep(0.1)
+            client.offer(numbered([n]))
+        await asyncio.sleep(0.1)
+        pieces = [attempt.at for attempt in tinybird.attempts if "." in attempt.batch_id]
+        assert all(later - earlier >= 0.1 - 1e-6 for earlier, later in zip(pieces, pieces[1:], strict=False))
+        waits = [a.at for a in tinybird.attempts if numbers_of(a.rows) and numbers_of(a.rows)[0] >= 1000]
+        assert len(waits) == 40  # each went by itself, none had to wait for the search
+        await asyncio.sleep(5)
+        assert rows_in(*letters(client)) == [77]
+
+
+async def test_pieces_are_named_after_their_batch_and_sent_again_byte_for_byte() -> None:
+    tinybird = FakeUpstream()
+    judge = refusing([5])
+    async with delivering(tinybird) as client:
+        flaky = iter([400, 500, broken(), 429, *[None] * 100])
+
+        def script(attempt: Attempt) -> Script:
+            step = next(flaky)
+            return step if step is not None else judge(attempt)
+
+        tinybird.will(then=script)
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(59)
+        first, piece = tinybird.attempts[0], tinybird.attempts[1]
+        assert piece.batch_id == f"{first.batch_id}.1"
+        same = [attempt for attempt in tinybird.attempts if attempt.batch_id == piece.batch_id]
+        assert len(same) == 4
+        assert len({attempt.payload.body for attempt in same}) == 1
+        assert client.destination.ledger.ambiguous == 8
+        assert rows_in(*letters(client)) == [5]
+
+
+async def test_a_row_is_not_condemned_before_something_of_its_batch_was_accepted() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=lambda attempt: 400)
+        client.offer(numbered(range(50)))
+        await asyncio.sleep(30)
+        assert (client.destination.ledger.dead_lettered, letters(client)) == (0, [])
+        assert client.destination.facts().state is State.HELD
+        assert client.destination.buffered_rows() == 50
+        tinybird.will(then=200)  # somebody mended the data source
+        await asyncio.sleep(60)
+        assert numbers_of(tinybird.taken())[-50:] == list(range(50))
+        assert tinybird.attempts[-1].batch_id == tinybird.attempts[0].batch_id
+        assert tinybird.attempts[-1].payload.body == tinybird.attempts[0].payload.body
+
+
+async def test_a_hold_is_probed_with_a_search_so_that_a_mended_data_source_is_noticed() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=400)
+        client.offer(numbered(range(50)))
+        await asyncio.sleep(30)
+        assert client.destination.facts().state is State.HELD
+        client.offer(numbered([100]))
+        tinybird.will(then=refusing([7]))
+        await asyncio.sleep(61)
+        assert client.destination.facts().state is State.DELIVERING
+        assert rows_in(*letters(client)) == [7]
+        assert 100 in numbers_of(tinybird.taken())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+async def test_the_third_small_batch_in_a_row_of_which_every_row_is_refused_is_held(size: int) -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=400)
+        for n in range(2):
+            client.offer(numbered(range(n * size, (n + 1) * size)))
+            await asyncio.sleep(20)
+            assert client.destination.facts().state is not State.HELD
+        assert sorted(rows_in(*letters(client))) == list(range(2 * size))
+        client.offer(numbered(range(100, 100 + size)))
+        await asyncio.sleep(20)
+        assert (client.destination.facts().state, client.destination.buffered_rows()) == (State.HELD, size)
+        assert len(rows_in(*letters(client))) == 2 * size
+
+
+async def test_an_accepted_batch_between_them_begins_the_count_anew() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing(range(100)))
+        for n in range(5):
+            client.offer(numbered([n]))
+            await asyncio.sleep(5)
+            client.offer(numbered([1000 + n]))
+            await asyncio.sleep(5)
+        assert client.destination.facts().state is State.DELIVERING
+        assert rows_in(*letters(client)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("step", [401, 403, 402, 508], ids=repr)
+async def test_a_piece_may_be_held_and_the_search_goes_on_when_that_is_mended(step: int) -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(400, step, then=refusing([3]))
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(30)
+        assert (client.destination.facts().state, client.destination.buffered_rows()) == (State.HELD, 16)
+        await asyncio.sleep(60)
+        assert rows_in(*letters(client)) == [3]
+        assert sorted(numbers_of(tinybird.taken())) == [n for n in range(16) if n != 3]
+
+
+async def test_a_piece_taken_in_part_becomes_a_partial_letter_and_the_search_goes_on() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(400, 422, then=refusing([12]))
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(30)
+        found = {letter.reason: rows_in(letter) for letter in letters(client)}
+        assert found == {"partial": list(range(8)), "rejected": [12]}
+
+
+async def test_a_second_refused_batch_is_searched_after_the_first() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(batch_rows=10)) as client:
+        tinybird.will(then=refusing([3, 13, 23]))
+        for start in (0, 10, 20):
+            client.offer(numbered(range(start, start + 10)))
+        await asyncio.sleep(0.3)
+        facts = client.destination.facts()
+        assert facts.splitting is not None
+        assert (facts.splitting.waiting, client.destination.delivering) == (2, False)
+        await asyncio.sleep(20)
+        assert rows_in(*letters(client)) == [3, 13, 23]
+        assert client.destination.facts().splitting is None
+
+
+# What waiting clients hear.
+
+
+async def test_who_waits_hears_how_many_of_its_rows_were_rejected() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing([1, 2, 3, 30]))
+        some = client.post(numbered([0, 1]), wait=True)
+        every = client.post(numbered([2, 3]), wait=True)
+        none = client.post(numbered(range(10, 20)), wait=True)
+        client.offer(numbered([30]))
+        assert await some == Confirmed(1, 1)
+        refused = await every
+        assert isinstance(refused, Refused)
+        assert (refused.status, refused.message) == (400, "status 400 by script; the rows are kept as dead letters")
+        assert await none == Confirmed(10, 0)
+        await asyncio.sleep(10)
+        told = {n: letter.client_told for letter in letters(client) for n in rows_in(letter)}
+        assert told == {1: False, 2: True, 3: True, 30: False}
+
+
+async def test_a_client_that_has_left_was_not_told() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing([1]))
+        leaving = client.post(numbered([1]), wait=True)
+        client.offer(numbered([2]))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        await asyncio.sleep(20)
+        (letter,) = letters(client)
+        assert not letter.client_told
+
+
+# Replays.
+
+
+async def test_a_replay_sends_letters_again_and_forgets_them_when_they_settle() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing([1, 2]))
+        client.offer(numbered(range(10)))
+        await asyncio.sleep(20)
+        assert len(letters(client)) == 2
+        tinybird.will(then=Step(200, after_s=5))
+        outcome = await client.pipeline.replay(EVERY_LETTER)
+        assert (outcome.replayed_letters, outcome.replayed_rows) == (2, 2)
+        assert [letter.replaying for letter in letters(client)] == [True, True]
+        assert client.destination.buffered_rows() == 2
+        assert (await client.pipeline.replay(EVERY_LETTER)).replaying_rows == 2
+        assert client.pipeline.delete_letters() == (0, 0)
+        assert imbalances(client.pipeline) == []
+        await asyncio.sleep(6)
+        assert letters(client) == []
+        ledger = client.destination.ledger
+        assert (ledger.dead_lettered, ledger.replayed, ledger.delivered) == (2, 2, 11)
+        assert sorted(numbers_of(tinybird.taken())) == list(range(10))
+
+
+async def test_a_replay_that_is_refused_again_goes_back_to_the_letters_and_holds_nothing() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing(range(20)))
+        client.offer(numbered(range(300)))
+        await asyncio.sleep(30)
+        before = letters(client)
+        assert len(before) == 20
+        await client.pipeline.replay(EVERY_LETTER)
+        await asyncio.sleep(30)
+        assert client.destination.facts().state is State.DELIVERING
+        assert letters(client) == before
+        assert {(letter.replays, letter.replaying) for letter in before} == {(1, False)}
+        assert client.destination.buffered_rows() == 0
+
+
+async def test_letters_that_their_clients_know_of_or_that_would_double_are_replayed_only_if_asked_for() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(batch_rows=2)) as client:
+        tinybird.will(422, 400, then=200)
+        client.offer(numbered([1, 2]))
+        await asyncio.sleep(5)
+        await client.send(numbered([3]), wait=True)
+        await asyncio.sleep(5)
+        outcome = await client.pipeline.replay(EVERY_LETTER)
+        assert (outcome.partial_rows, outcome.client_told_rows, outcome.replayed_rows) == (2, 1, 0)
+        outcome = await client.pipeline.replay(LetterFilter(reason=LetterReason.PARTIAL))
+        assert outcome.replayed_rows == 2
+        outcome = await client.pipeline.replay(LetterFilter(client_told=True))
+        assert outcome.replayed_rows == 1
+        await asyncio.sleep(5)
+        assert letters(client) == []
+
+
+async def test_a_replay_takes_no_more_than_there_is_room_for() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(batch_rows=10, buffer_rows=20)) as client:
+        for start in (0, 10, 20, 30):
+            tinybird.will(422)
+            client.offer(numbered(range(start, start + 10)))
+            await asyncio.sleep(5)
+        tinybird.will(then=Step(200, after_s=5))
+        outcome = await client.pipeline.replay(LetterFilter(reason=LetterReason.PARTIAL))
+        assert (outcome.replayed_rows, outcome.no_room_rows) == (20, 20)
+        await asyncio.sleep(20)
+        outcome = await client.pipeline.replay(LetterFilter(reason=LetterReason.PARTIAL))
+        assert (outcome.replayed_rows, outcome.no_room_rows) == (20, 0)
+
+
+async def test_letters_of_a_forgotten_destination_are_accounted_for_and_can_be_replayed() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(max_destinations=1)) as client:
+        tinybird.will(422, then=200)
+        client.offer(numbered([1, 2]))
+        await asyncio.sleep(5)
+        other = Client(client.pipeline, "other")
+        await other.confirm()
+        assert [d.key.name for d in client.pipeline.destinations()] == ["other"]
+        assert client.pipeline.check_ledger() == 0
+        await client.pipeline.replay(LetterFilter(reason=LetterReason.PARTIAL))
+        assert [d.key.name for d in client.pipeline.destinations()] == ["hits"]
+        assert client.pipeline.check_ledger() == 0
+        await asyncio.sleep(5)
+        assert letters(client) == []
+        assert client.pipeline.ledger().delivered == 4
+
+
+# 413.
+
+
+async def test_a_batch_that_is_too_large_is_halved_until_it_fits_and_the_ceiling_is_remembered() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(2000))
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(20)
+        assert sorted(numbers_of(tinybird.taken())) == list(range(1000))
+        first = sum(isinstance(a.answer, object) and a.answer.status == 413 for a in tinybird.attempts)  # type: ignore[union-attr]
+        assert first >= 1
+        facts = client.destination.facts()
+        assert facts.state is State.DELIVERING
+        assert facts.ceiling_bytes is not None
+        assert facts.ceiling_bytes <= 2000
+        tinybird.forget()
+        client.offer(numbered(range(1000, 2000)))
+        await asyncio.sleep(20)
+        assert not any(attempt.answer.status == 413 for attempt in tinybird.attempts)  # type: ignore[union-attr]
+        assert sorted(numbers_of(tinybird.taken())) == list(range(1000, 2000))
+        assert (letters(client), client.destination.ledger.ambiguous) == ([], 0)
+
+
+async def test_after_ten_minutes_without_a_413_twice_as_much_is_tried() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(2000))
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(20)
+        low = client.destination.facts().ceiling_bytes
+        await asyncio.sleep(601)
+        assert low is not None
+        assert client.destination.facts().ceiling_bytes in (2 * low, 2 * low + 1)
+
+
+async def test_a_single_row_that_is_too_large_is_a_dead_letter() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(200))
+        for item in (numbered(range(5)), numbered([5], padding=500), numbered(range(6, 10))):
+            client.offer(item)
+        await asyncio.sleep(20)
+        (letter,) = letters(client)
+        assert (letter.reason, letter.status, rows_in(letter)) == ("too_large", 413, [5])
+        assert sorted(numbers_of(tinybird.taken())) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+async def plain(bodies: list[bytes]) -> Any:
+    from tinybird_proxy import codec
+
+    await asyncio.sleep(0)
+    return codec.compress(bodies, "none")
+
+
+async def test_waiting_clients_of_a_halved_batch_hear_of_all_their_rows() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(413, then=quarantining(1))
+        one, two = client.post(numbered(range(3)), wait=True), client.post(numbered(range(3, 10)), wait=True)
+        assert await one == Confirmed(2, 1, 5, 1)
+        assert isinstance(await two, Confirmed)
+
+
+# Stopping.
+
+
+async def test_what_is_being_searched_at_the_end_is_dropped_and_counted_once() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(400, 200, then=Step(200, after_s=1000))
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(3)
+        assert client.destination.buffered_rows() == 8
+    ledger = client.pipeline.ledger()
+    assert ledger.delivered == 9
+    assert ledger.dropped == {"shutdown": 4, "in_doubt": 4}
+
+
+async def test_letters_that_are_left_at_the_end_are_lost_and_counted() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(422, 422, then=Step(200, after_s=1000))
+        for start in (0, 10):
+            client.offer(numbered(range(start, start + 10)))
+            await asyncio.sleep(3)
+        first, _ = letters(client)
+        await client.pipeline.replay(LetterFilter(ids=frozenset([first.id])))
+        await asyncio.sleep(1)
+    ledger = client.pipeline.ledger()
+    assert (ledger.letters_lost_at_exit, ledger.dropped_total, ledger.lost_at_exit) == (10, 10, 20)
+
+
+async def test_buffered_rows_and_counts_that_do_not_add_up_in_a_piece() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(400, counts(1, 0), reply(200, b"OK"), then=200)
+        waiting = client.post(numbered(range(16)), wait=True)
+        assert await waiting == Buffered()
+        await asyncio.sleep(20)
+        assert client.destination.ledger.unverified == 11
