@@ -4,6 +4,8 @@ import math
 
 # Nobody tells us when a plan was upgraded: without a 413 for so long, twice as much is tried.
 FORGET_AFTER_S = 600.0
+# A stray 413 to a small request must not make every batch leave in tiny parts. A real one halves them all the same.
+LEAST_BYTES = 64 * 1024
 
 
 class Ceiling:
@@ -15,7 +17,7 @@ class Ceiling:
 
     def refused(self, size_bytes: int, now: float) -> None:
         """A request of ``size_bytes`` was answered with 413: half of it may pass."""
-        self._bytes = max(1.0, min(self.at(now), size_bytes / 2))
+        self._bytes = max(LEAST_BYTES, min(self.at(now), size_bytes / 2))
         self._changed_at = now
 
     def at(self, now: float) -> float:

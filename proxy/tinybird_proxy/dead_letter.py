@@ -6,7 +6,7 @@ again, and the letter stays, marked, until the last of them has settled.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tinybird_proxy.batch import DestinationKey, Payload
@@ -94,6 +94,18 @@ class LetterFilter:
 EVERY_LETTER = LetterFilter()
 
 
+@dataclass(slots=True)
+class Replay:
+    """What became of the letters that were meant: rows in the buffer again, or why not."""
+
+    replayed_letters: int = 0
+    replayed_rows: int = 0
+    replaying_rows: int = 0  # since before
+    client_told_rows: int = 0
+    partial_rows: int = 0
+    no_room_rows: int = 0
+
+
 class DeadLetters:
     """The letters of all destinations, oldest first. ``held`` ones count towards ``max_bytes``, replayed ones do not.
 
@@ -134,11 +146,14 @@ class DeadLetters:
         return letter.id in self._letters and not letter.replaying
 
     def add(self, letter: DeadLetter) -> None:
-        """Keep a new letter; its rows leave the buffer at the same time. The oldest go if there is no room."""
+        """Keep a new letter; its rows leave the buffer at the same time. The oldest go if there is no room.
+
+        One that is larger than all of the room is lost itself, and takes nobody else's.
+        """
         letter.ledger.dead_lettered += letter.row_count
         self._letters[letter.id] = letter
         self._hold(letter)
-        self._evict()
+        self._make_room(letter)
 
     def begin_replay(self, letter: DeadLetter) -> None:
         """The rows of a held letter enter the buffer again, at the same time."""
@@ -158,7 +173,7 @@ class DeadLetters:
         letter.ledger.dead_lettered += letter.row_count
         letter.replay_rows_left = 0
         self._hold(letter)
-        self._evict()
+        self._make_room(letter)
 
     def delete(self, letter: DeadLetter) -> bool:
         """A person wants a letter gone; False if it is gone, or is being replayed."""
@@ -176,6 +191,8 @@ class DeadLetters:
                 self._unhold(letter)
                 letter.ledger.letters_lost_at_exit += letter.row_count
         self._letters.clear()
+        if self._evicted_untold:
+            self._tell_evictions(self._now())
 
     def _hold(self, letter: DeadLetter) -> None:
         self._held_rows[letter.key] += letter.row_count
@@ -187,26 +204,68 @@ class DeadLetters:
         if self._held_rows[letter.key] == 0:
             del self._held_rows[letter.key]
 
-    def _evict(self) -> None:
-        """The oldest held letters are lost until the rest fits."""
+    def _make_room(self, newest: DeadLetter) -> None:
+        """Held letters are lost until the rest fits."""
         if self.held_bytes <= self._max_bytes:
             return
-        victims, freed = [], 0
-        for letter in self._letters.values():
-            if not letter.replaying:
-                victims.append(letter)
-                freed += letter.size_bytes
-                if self.held_bytes - freed <= self._max_bytes:
-                    break
-        for letter in victims:
+        never_fits = newest.size_bytes > self._max_bytes
+        for letter in [newest] if never_fits else self._oldest(self.held_bytes - self._max_bytes):
             del self._letters[letter.id]
             self._unhold(letter)
             letter.ledger.letters_evicted += letter.row_count
             self._evicted_untold += letter.row_count
         now = self._now()
         if self._evictions_told_at is None or now - self._evictions_told_at >= _LOG_INTERVAL_S:
-            _log.error(
-                "dead letters were lost: newer ones took their room (DEAD_LETTER_BYTES); export or delete some in time",
-                extra=fields(rows=self._evicted_untold, max_bytes=self._max_bytes),
-            )
-            self._evictions_told_at, self._evicted_untold = now, 0
+            self._tell_evictions(now)
+
+    def _oldest(self, size_bytes: int) -> list[DeadLetter]:
+        """The oldest held letters that take ``size_bytes`` together, or a little more."""
+        found: list[DeadLetter] = []
+        for letter in self._letters.values():
+            if size_bytes <= 0:
+                break
+            if not letter.replaying:
+                found.append(letter)
+                size_bytes -= letter.size_bytes
+        return found
+
+    def _tell_evictions(self, now: float) -> None:
+        _log.error(
+            "dead letters were lost: they take more room than DEAD_LETTER_BYTES; export or delete some in time",
+            extra=fields(rows=self._evicted_untold, max_bytes=self._max_bytes),
+        )
+        self._evictions_told_at, self._evicted_untold = now, 0
+
+
+def choose(
+    letters: Iterable[DeadLetter], wanted: LetterFilter, outcome: Replay
+) -> dict[DestinationKey, list[DeadLetter]]:
+    """Those of ``letters`` that are to be replayed, by destination; the others are counted in ``outcome``.
+
+    A letter whose client was told, or that would double rows, only if ``wanted`` names its kind or its id.
+    """
+    chosen: dict[DestinationKey, list[DeadLetter]] = {}
+    for letter in letters:
+        if letter.replaying:
+            outcome.replaying_rows += letter.row_count
+        elif letter.client_told and wanted.client_told is None and wanted.ids is None:
+            outcome.client_told_rows += letter.row_count
+        elif letter.doubles and wanted.reason is not LetterReason.PARTIAL and wanted.ids is None:
+            outcome.partial_rows += letter.row_count
+        else:
+            chosen.setdefault(letter.key, []).append(letter)
+    return chosen
+
+
+def batches_of(letters: list[DeadLetter], *, max_rows: int, max_bytes: int) -> Iterator[list[DeadLetter]]:
+    """Letters that leave together: within a batch's limits, but never a part of one."""
+    batch: list[DeadLetter] = []
+    rows = size_bytes = 0
+    for letter in letters:
+        if batch and (rows + letter.row_count > max_rows or size_bytes + letter.raw_bytes > max_bytes):
+            yield batch
+            batch, rows, size_bytes = [], 0, 0
+        batch.append(letter)
+        rows, size_bytes = rows + letter.row_count, size_bytes + letter.raw_bytes
+    if batch:
+        yield batch

@@ -50,7 +50,7 @@ class Ledger:
     letters_evicted: int = 0
     letters_lost_at_exit: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    ambiguous: int = 0  # no term: rows of batches with an unknown outcome, the upper bound of duplicates
+    ambiguous: int = 0  # no term: rows with an attempt of unknown outcome; only these may have arrived more than once
 
     def drop(self, reason: DropReason, row_count: int) -> None:
         """Count ``row_count`` rows as lost."""

@@ -25,7 +25,7 @@ BURST_SHARE = 0.1
 class State(StrEnum):
     """What a destination is doing."""
 
-    NEW = "new"  # never answered
+    NEW = "new"  # not answered with 2xx yet, or not since a failure
     DELIVERING = "delivering"
     FAILING = "failing"  # the last attempt failed; waits a backoff
     THROTTLED = "throttled"  # Tinybird asked us to slow down; waits as long as it said
@@ -94,9 +94,14 @@ class Pacing:
         self.paused_until = self._pause_ends_at = -math.inf
 
     def answered(self, now: float, started_at: float) -> None:
-        """Tinybird refused the rows of a request begun at ``started_at``, so it is there: no pause goes on for that."""
+        """Tinybird refused the rows of a request begun at ``started_at``, so it is there: what failed or paused ends.
+
+        A hold does: what it waits for may be these very rows.
+        """
         if started_at > self._failed_at:
             self.probe_now(now)
+            if self.state in (State.FAILING, State.THROTTLED):
+                self.state, self.reason = State.NEW, ""
 
     def failed(self, now: float, started_at: float, reason: str) -> None:
         """A request failed and may succeed unchanged: back off, twice as long each time in a row.
@@ -136,6 +141,12 @@ class Pacing:
     def probe_now(self, now: float) -> None:
         """Something changed (a token, a person's wish): do not wait any longer."""
         self.paused_until = self._pause_ends_at = min(self.paused_until, now)
+
+    def release(self, now: float) -> None:
+        """What was held is held no more, whatever became of it: the next request shows how things stand."""
+        if self.state is State.HELD:
+            self.state, self.reason = State.NEW, ""
+            self.probe_now(now)
 
     def drain(self, now: float, deadline: float) -> None:
         """From now on no pause outlasts ``deadline``; a hold is probed once, at once, and so is what only backs off."""

@@ -4,23 +4,26 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tinybird_proxy.admission import Capacity, Refusal, Standing, has_room, refuse, retry_after_s
-from tinybird_proxy.batch import BatchLimits, DestinationKey
-from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter
+from tinybird_proxy.batch import DestinationKey
+from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter, Replay, batches_of, choose
 from tinybird_proxy.destination import Destination, Surroundings
 from tinybird_proxy.health import DestinationFacts
-from tinybird_proxy.ledger import Ledger, LetterReason
+from tinybird_proxy.ledger import Ledger
 from tinybird_proxy.pacing import State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import fields, get_logger
 from tinybird_proxy.ticket import Buffered, Outcome, Ticket
 
 CONTACT_WAIT_S = 1.0
+# What clients' own tokens that Tinybird has not confirmed may take of MAX_DESTINATIONS: guesses push nobody else out.
+UNCONFIRMED_SHARE = 0.5
 RESTART_DELAY_S = 1.0
+WATCH_INTERVAL_S = 5.0
 STOPPING = Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
 _DRAIN_REPORT_S = 2.0
 # A timer may fire before its time by the clock's resolution: no turns for nothing then.
@@ -36,18 +39,6 @@ class PipelineLimits:
     max_destinations: int
     max_waiters: int
     wait_timeout_s: float
-
-
-@dataclass(slots=True)
-class Replay:
-    """What became of the letters that were meant: rows in the buffer again, or why not."""
-
-    replayed_letters: int = 0
-    replayed_rows: int = 0
-    replaying_rows: int = 0  # since before
-    client_told_rows: int = 0
-    partial_rows: int = 0
-    no_room_rows: int = 0
 
 
 class Waiting:
@@ -89,6 +80,7 @@ class Pipeline:
         self._meters = surroundings.meters
         self._destinations: dict[DestinationKey, Destination] = {}
         self._tasks: dict[DestinationKey, asyncio.Task[None]] = {}
+        self._senders: dict[DestinationKey, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._taking = False  # from ``running`` until ``drain`` or the end: later nobody would send what is promised
         self._forgotten = Ledger()
@@ -220,7 +212,7 @@ class Pipeline:
     # Destinations and their tasks.
 
     def _make(self, key: DestinationKey) -> Destination | Refusal:
-        if len(self._destinations) >= self.limits.max_destinations and not self._forget_one():
+        if not self._has_place(key):
             message = "too many destinations at once (MAX_DESTINATIONS); send the same request again later"
             return self._with_retry_after(Refusal(503, "destinations", message), self.surroundings.now())
         if self._group is None:
@@ -231,15 +223,26 @@ class Pipeline:
         self._tasks[key] = self._group.create_task(self._supervise(destination))
         return destination
 
-    def _forget_one(self) -> bool:
-        """Make room: forget the idle destination that was not used for longest."""
-        idle = [d for d in self._destinations.values() if d.idle]
+    def _has_place(self, key: DestinationKey) -> bool:
+        """Whether one more may be known, if need be because an idle one was forgotten: strangers first."""
+        most = self.limits.max_destinations
+        strangers = [destination for destination in self._destinations.values() if destination.unconfirmed]
+        if key.token is not None and len(strangers) >= max(1.0, most * UNCONFIRMED_SHARE):
+            return self._forget_one(strangers)
+        if len(self._destinations) < most:
+            return True
+        return self._forget_one(strangers) or self._forget_one(self._destinations.values())
+
+    def _forget_one(self, candidates: Iterable[Destination]) -> bool:
+        """Make room: forget the idle one of ``candidates`` that was not used for longest."""
+        idle = [destination for destination in candidates if destination.idle]
         if not idle:
             return False
         oldest = min(idle, key=lambda destination: destination.used_at)
         self._with_letters[oldest.key] = oldest.ledger
         self._forget_ledgers()
         del self._destinations[oldest.key]
+        self._senders.pop(oldest.key, None)
         self._tasks.pop(oldest.key).cancel()
         return True
 
@@ -256,19 +259,10 @@ class Pipeline:
 
         Letters whose clients were told, and those that would double rows, only if ``wanted`` names their kind or ids.
         """
-        letters, outcome = self.surroundings.letters, Replay()
-        chosen: dict[DestinationKey, list[DeadLetter]] = {}
-        for letter in letters.select(wanted):
-            if letter.replaying:
-                outcome.replaying_rows += letter.row_count
-            elif letter.client_told and wanted.client_told is None and wanted.ids is None:
-                outcome.client_told_rows += letter.row_count
-            elif letter.doubles and wanted.reason is not LetterReason.PARTIAL and wanted.ids is None:
-                outcome.partial_rows += letter.row_count
-            else:
-                chosen.setdefault(letter.key, []).append(letter)
-        for key, of_one in chosen.items():
-            for batch in _batches_of(of_one, self.surroundings.limits):
+        outcome = Replay()
+        limits = self.surroundings.limits
+        for key, of_one in choose(self.surroundings.letters.select(wanted), wanted, outcome).items():
+            for batch in batches_of(of_one, max_rows=limits.max_rows, max_bytes=limits.max_bytes):
                 await self._replay_batch(key, batch, outcome)
         return outcome
 
@@ -304,18 +298,35 @@ class Pipeline:
     # The tasks.
 
     async def _supervise(self, destination: Destination) -> None:
-        """Run a destination for ever: a task that dies is restarted and counted, its batches are kept."""
+        """Run a destination for ever: a task that died, or that ``watch`` ended, is restarted and counted."""
         while True:
+            sender = self._senders[destination.key] = self._loop.create_task(destination.run())
             try:
-                await destination.run()
-            except Exception:  # noqa: BLE001 - this is the watchdog
-                self._meters.sender_restarts += 1
-                _log.error("a sender died and is restarted; its rows are kept", exc_info=True)
-                destination.recover_in_flight()
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    return  # it died while it was being cancelled: its TaskGroup raised that instead
+                await asyncio.wait([sender])
+            finally:
+                if not sender.done():
+                    sender.cancel()
+                    await asyncio.gather(sender, return_exceptions=True)
+            error = None if sender.cancelled() else sender.exception()
+            self._meters.sender_restarts += 1
+            what = "a sender died and is restarted; its rows are kept"
+            _log.error(what, extra=fields(data_source=destination.key.name), exc_info=error)
+            destination.recover_in_flight()
             await asyncio.sleep(RESTART_DELAY_S)
+
+    async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
+        """End senders that stand still: one whose turn was due at two looks in a row, and that has not taken it."""
+        due: dict[DestinationKey, int] = {}
+        while True:
+            await asyncio.sleep(interval_s)
+            now, before, due = self.surroundings.now(), due, {}
+            for key, destination in self._destinations.items():
+                if (turns := destination.turns_due(now)) is None:
+                    continue
+                due[key] = turns
+                if before.get(key) == turns and not self._senders[key].done():
+                    _log.error("a sender stands still", extra=fields(data_source=key.name))
+                    self._senders[key].cancel()
 
     def after_settling(self) -> None:
         """A batch settled: whoever watches the buffer empty should look."""
@@ -428,17 +439,3 @@ def _complain(data_source: str, where: str, off: int) -> int:
             extra=fields(data_source=data_source, where=where, rows=off),
         )
     return abs(off)
-
-
-def _batches_of(letters: list[DeadLetter], limits: BatchLimits) -> Iterator[list[DeadLetter]]:
-    """Letters that leave together: within a batch's limits, but never a part of one."""
-    batch: list[DeadLetter] = []
-    rows = size_bytes = 0
-    for letter in letters:
-        if batch and (rows + letter.row_count > limits.max_rows or size_bytes + letter.raw_bytes > limits.max_bytes):
-            yield batch
-            batch, rows, size_bytes = [], 0, 0
-        batch.append(letter)
-        rows, size_bytes = rows + letter.row_count, size_bytes + letter.raw_bytes
-    if batch:
-        yield batch

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from tinybird_proxy.errors import UpstreamError
+from tinybird_proxy.errors import ResponseTimeout, UpstreamError
 
 MESSAGE_MAX_CHARS = 500
+ORIGIN_MAX_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ _WHY_REJECTED = {
     413: "Tinybird says the request is too large",
 }
 _PARTIAL = "Tinybird says it took only a part of the rows"
+_AWAY = "TINYBIRD_URL answers with a redirect, which the proxy does not follow"
 _LOOP = "the request came back to this proxy: TINYBIRD_URL leads to itself"
 _WHY_DENIED = {
     401: "Tinybird does not accept the token",
@@ -125,7 +128,9 @@ def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime)
     if status in _WHY_DENIED:
         return Denied(status, message_of(reply), _sentence(_WHY_DENIED[status], reply))
     if status == 429 or (status == 503 and _in_tinybirds_voice(reply)):
-        reason = _sentence("Tinybird asks us to slow down" if status == 429 else "Tinybird is unavailable", reply)
+        reason = _sentence(
+            "Tinybird asks us to slow down" if status == 429 else "Tinybird is unavailable for now", reply
+        )
         return Again(reason, ambiguous=False, throttled=True, retry_after_s=retry_after_s(reply.headers, now_utc))
     if status in _WHY_REJECTED:
         return Rejected(status, message_of(reply), _sentence(_WHY_REJECTED[status], reply))
@@ -136,13 +141,15 @@ def judge(reply: Reply, row_count: int, *, counts_seen: bool, now_utc: datetime)
     if status == 408 or 500 <= status < 600:
         return Again(_sentence("Tinybird answered with an error", reply), ambiguous=True)
     if 300 <= status < 400:
-        return Held(_sentence("TINYBIRD_URL answers with a redirect, which the proxy does not follow", reply))
+        elsewhere = _origin(reply.headers.get("location", ""))
+        return Held(_sentence(f"{_AWAY}: to {elsewhere}" if elsewhere else _AWAY, reply))
     return Held(_sentence("Tinybird gave an answer that the proxy does not know", reply))
 
 
 def judge_failure(error: UpstreamError) -> Again:
     """Decide about an attempt that got no reply."""
-    return Again(str(error), ambiguous=error.ambiguous)
+    named = " (UPSTREAM_TIMEOUT)" if isinstance(error, ResponseTimeout) else ""
+    return Again(f"{error}{named}", ambiguous=error.ambiguous)
 
 
 def retry_after_s(headers: Mapping[str, str], now_utc: datetime) -> float | None:
@@ -212,6 +219,17 @@ def _in_tinybirds_voice(reply: Reply) -> bool:
         return True
     body = _json_object(reply.body)
     return body is not None and "error" in body
+
+
+def _origin(location: str) -> str:
+    """Scheme and host of where a redirect leads; empty if it does not say. Its path may hold anything."""
+    try:
+        parts = urlsplit(location)
+        origin = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    except ValueError:
+        return ""
+    plain = origin.isascii() and origin.isprintable() and " " not in origin and len(origin) <= ORIGIN_MAX_CHARS
+    return origin if parts.scheme in ("http", "https") and parts.hostname and plain else ""
 
 
 def _sentence(what: str, reply: Reply) -> str:

@@ -5,6 +5,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from tests.proxy.running import TOKEN, chunked, request
@@ -21,7 +22,8 @@ _PACKED: Final[tuple[tuple[str, Callable[[bytes], bytes]], ...]] = (
     ("gzip", gzip.compress),
     ("x-gzip", lambda data: gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :])),
     ("deflate", zlib.compress),
-    ("Zstd", zstd.compress),
+    # With a checksum, or nobody could tell that something happened to it.
+    ("Zstd", lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})),
 )
 _HARMLESS: Final = (
     "",
@@ -76,7 +78,7 @@ def _framed(
 ) -> bytes:
     if chance.random() < 0.3:
         cuts = sorted({0, len(body), *(chance.randrange(len(body) + 1) for _ in range(chance.randrange(6)))})
-        pieces = [body[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        pieces = [body[start:end] for start, end in pairwise(cuts)]
         sent = chunked(*pieces).replace(b"\r\n", b";ext=1\r\n", 1) if chance.random() < 0.3 else chunked(*pieces)
         return request(target, token=token, headers=[*headers, ("Transfer-Encoding", "chunked")]) + sent
     return request(target, body, token=token, headers=headers)

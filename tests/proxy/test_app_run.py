@@ -65,11 +65,18 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(variable: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("variable", "host"), [("HOST", "203.0.113.1"), ("ADMIN_HOST", "no-such-host.invalid")])
-def test_an_address_that_is_not_ours_is_told_in_a_sentence(variable: str, host: str) -> None:
+@pytest.mark.parametrize(
+    ("variable", "host", "problem"),
+    [
+        ("HOST", "203.0.113.1", "203.0.113.1 is no address of this machine; "),
+        ("ADMIN_HOST", "no-such-host.invalid", "'no-such-host.invalid' is no address: "),
+        ("HOST", "x" * 64, f"'{'x' * 64}' is no address: "),
+    ],
+)
+def test_an_address_that_is_not_ours_is_told_in_a_sentence(variable: str, host: str, problem: str) -> None:
     ended = ended_process(environment(NOWHERE, **{variable: host}))
     assert ended.returncode == 2
-    assert f"{host}:0 cannot be used: " in ended.stderr
+    assert f"\n  {variable}: {problem}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

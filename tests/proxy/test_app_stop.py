@@ -306,15 +306,18 @@ async def test_the_termination_message_counts_what_is_at_risk_and_names_what_was
     tokens = (TokenEntry("client-1"), TokenEntry("client-2"))
     async with running_world({"tokens": tokens}, TINYBIRD_TOKEN=None, **LATER) as world:
         world.tinybird.set_faults(Fault(status=503))
-        words = LastWords(world.proxy.pipeline, message)
+        words = LastWords(world.proxy.pipeline, message, deadline=0.0)
         for token, body in (("client-1", b"{}"), ("client-2", b"{}\n{}\n{}")):
             assert (await post(world.port, body=body, token=token)).status == 202
         now = asyncio.get_running_loop().time()
         await world.proxy.pipeline.drain(now, stop_now=asyncio.Event(), report=words.at_risk)
-        assert message.read_text() == "4 rows were not delivered when this was written\n"
+        assert message.read_text().startswith(
+            "4 rows were not delivered when this was written, 0.0 s before the end; hits: "
+        )
     assert words.farewell() is ExitStatus.ROWS_LOST
     # A last attempt is in flight or not.
-    assert re.fullmatch(r"4 rows lost, [0-4] of them may have arrived: {'hits': 4}\n", message.read_text())
+    text = r"4 rows lost, [0-4] of them may have arrived: {'hits': 4}; hits: Tinybird is unavailable for now \(503.*\n"
+    assert re.fullmatch(text, message.read_text())
     (record,) = [record for record in caplog.records if record.getMessage() == "stopped with rows lost"]
     assert record.__dict__["fields"]["data_sources"] == {"hits": 4}
 
@@ -325,7 +328,7 @@ async def test_the_termination_message_says_so_when_nothing_was_lost(tmp_path: P
     seen = []
     async with running_world(**LATER) as world:
         await _fill(world.port, 5)
-        words = LastWords(world.proxy.pipeline, message)
+        words = LastWords(world.proxy.pipeline, message, deadline=0.0)
 
         def report(row_count: int) -> None:
             words.at_risk(row_count)
@@ -340,7 +343,7 @@ async def test_the_termination_message_says_so_when_nothing_was_lost(tmp_path: P
 
 async def test_without_a_termination_log_none_is_made(tmp_path: Path) -> None:
     async with running_world() as world:
-        words = LastWords(world.proxy.pipeline, tmp_path / "termination-log")
+        words = LastWords(world.proxy.pipeline, tmp_path / "termination-log", deadline=0.0)
         words.at_risk(0)
     assert words.farewell() is ExitStatus.NOTHING_LOST
     assert os.listdir(tmp_path) == []

@@ -1,5 +1,8 @@
 """What leaves together: the limits of an open batch, what freezing keeps, and what a batch never shows."""
 
+from array import array
+from itertools import accumulate, pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,11 +13,13 @@ from tinybird_proxy.batch import (
     BatchLimits,
     DestinationKey,
     FrozenBatch,
+    ItemBounds,
     OpenBatch,
     Payload,
     Replayed,
     Trigger,
     freeze,
+    piece,
 )
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.ticket import Place, Ticket
@@ -167,3 +172,85 @@ def test_a_key_says_whose_token_it_is_without_saying_which() -> None:
 def test_keys_that_differ_in_anything_are_different_destinations(other: DestinationKey) -> None:
     assert other != OURS
     assert len({other, OURS, DestinationKey(*OURS)}) == 2
+
+
+# Pieces.
+
+
+def test_a_piece_has_its_own_rows_and_everything_else_of_its_parent() -> None:
+    batch = OpenBatch(1.0)
+    batch.add(rows(2), 1.0)
+    batch.add(rows(3, 4, 5), 2.5)
+    batch.link("00-a")
+    batch.came_via("b")
+    parent = freeze(batch, batch_id="node-7", key=THEIRS, trigger=Trigger.ROWS, now=3.0)
+    parent.ambiguous, parent.attempts, parent.payload = True, 3, Payload(b"", None)
+    made = piece(parent, ItemBounds(parent.row_counts), batch_id="node-7.1", first=2, end=4, body=b"xxxx\nxxxxx")
+    assert (made.id, made.key, made.trigger) == ("node-7.1", THEIRS, Trigger.SPLIT)
+    assert (made.bodies, list(made.row_counts), made.row_count, made.size_bytes) == ([b"xxxx\nxxxxx"], [2], 2, 11)
+    assert (made.oldest_at, made.youngest_at, made.frozen_at) == (1.0, 2.5, 3.0)
+    assert (made.links, made.link_count, made.vias) == (["00-a"], 1, ("b",))
+    assert made.ambiguous, "one of its rows may have been taken with the parent"
+    assert (made.promised, made.payload, made.attempts, made.span) == (True, None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "row_counts"),
+    [
+        pytest.param(0, 10, [2, 5, 3], id="all"),
+        pytest.param(0, 2, [2], id="the first item"),
+        pytest.param(2, 7, [5], id="one in the middle"),
+        pytest.param(7, 10, [3], id="the last one"),
+        pytest.param(0, 7, [2, 5], id="two of them"),
+        pytest.param(3, 5, [2], id="inside one"),
+        pytest.param(1, 3, [1, 1], id="the end of one and the beginning of the next"),
+        pytest.param(1, 9, [1, 5, 2], id="across a whole one"),
+        pytest.param(9, 10, [1], id="the last row"),
+    ],
+)
+def test_the_items_of_a_piece_are_known_by_their_rows(first: int, end: int, row_counts: list[int]) -> None:
+    assert list(ItemBounds(array("I", [2, 5, 3])).row_counts(first, end)) == row_counts
+
+
+SHAPES = st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=200)
+@given(SHAPES, st.data())
+def test_the_pieces_of_any_cut_add_up_to_their_parent(shape: list[list[int]], data: st.DataObject) -> None:
+    batch = OpenBatch(0.0)
+    for lengths in shape:
+        kind = data.draw(st.sampled_from(("nobody waits", "somebody waits", "replayed")))
+        if kind == "somebody waits":
+            ticket = Ticket(lambda outcome: None, len(lengths), contact_only=False)
+            batch.tickets.append(Place(ticket, batch.row_count, len(lengths)))
+        elif kind == "replayed":
+            batch.replays.append(Replayed(object(), batch.row_count, len(lengths)))
+        batch.add(rows(*lengths), 0.0)
+    parent = frozen(batch)
+    bounds, lines = ItemBounds(parent.row_counts), b"\n".join(parent.bodies).split(b"\n")
+    inner = data.draw(st.sets(st.integers(1, parent.row_count - 1))) if parent.row_count > 1 else set()
+    cuts = [0, *sorted(inner), parent.row_count]
+    pieces = [
+        piece(parent, bounds, batch_id="x", first=first, end=end, body=b"\n".join(lines[first:end]))
+        for first, end in pairwise(cuts)
+    ]
+    assert sum(made.row_count for made in pieces) == parent.row_count
+    assert sum(made.size_bytes for made in pieces) == parent.size_bytes
+    assert b"\n".join(body for made in pieces for body in made.bodies) == b"\n".join(lines)
+    for made in pieces:
+        assert sum(made.row_counts) == made.row_count == made.bodies[0].count(b"\n") + 1
+        assert all(count > 0 for count in made.row_counts)
+        for _, begin, row_count in [*made.tickets, *made.replays]:
+            assert 0 <= begin < begin + row_count <= made.row_count
+    ends = {first + end for first, made in zip(cuts, pieces, strict=False) for end in accumulate(made.row_counts)}
+    assert ends == {*accumulate(parent.row_counts), *cuts[1:]}
+    assert sorted(row for first, made in zip(cuts, pieces, strict=False) for row in whose_rows(made, first)) == sorted(
+        whose_rows(parent, 0)
+    )
+
+
+def whose_rows(batch: FrozenBatch, first: int) -> list[tuple[int, int]]:
+    """Each row of the parent that somebody waits for or that was replayed, and whose it is."""
+    places: list[tuple[object, int, int]] = [*batch.tickets, *batch.replays]
+    return [(first + begin + row, id(whose)) for whose, begin, row_count in places for row in range(row_count)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinybird_proxy.admission import Occupancy
-from tinybird_proxy.batch import DestinationKey, FrozenBatch, OpenBatch, Trigger, freeze
+from tinybird_proxy.batch import DestinationKey, FrozenBatch, ItemBounds, OpenBatch, Trigger, freeze, piece
 from tinybird_proxy.buffer import Buffer, MemoryBuffer
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.testing.pipelines import numbered
@@ -89,6 +89,23 @@ def test_a_first_contact_may_be_released_before_any_outcome(make_buffer: Callabl
     buffer = make_buffer()
     buffer.release(hold(buffer, numbered([1]), key=THEIRS, unconfirmed=True), unconfirmed=True)
     assert buffer.occupancy == Occupancy()
+
+
+@each_buffer
+def test_a_batch_may_leave_in_pieces_and_counts_until_the_last_one_is_released(
+    make_buffer: Callable[[], Buffer],
+) -> None:
+    buffer = make_buffer()
+    other = hold(buffer, numbered([1]))
+    batch = hold(buffer, numbered([2, 3]), numbered([4]))
+    bounds, lines = ItemBounds(batch.row_counts), b"\n".join(batch.bodies).split(b"\n")
+    pieces = [piece(batch, bounds, batch_id=f"p{n}", first=n, end=n + 1, body=line) for n, line in enumerate(lines)]
+    left = batch.size_bytes
+    for count, part in enumerate(pieces, 1):
+        buffer.release(part, unconfirmed=False)
+        left -= part.size_bytes
+        assert buffer.occupancy == Occupancy(1 + 3 - count, other.size_bytes + left)
+    assert buffer.occupancy == Occupancy(1, other.size_bytes)
 
 
 @each_buffer

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinybird_proxy.codec import ENCODINGS, INFLATED_PIECE_BYTES, compress, content_encoding, inflate
+from tinybird_proxy.codec import (
+    ENCODINGS,
+    INFLATED_PIECE_BYTES,
+    compress,
+    content_encoding,
+    halves,
+    inflate,
+    rows_in,
+    rows_of,
+)
 from tinybird_proxy.errors import BodyRefused
 
 try:
@@ -271,3 +280,69 @@ def test_a_gzip_header_holds_neither_time_nor_name() -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_ordinary_rows_become_much_smaller(compression: Literal["gzip", "zstd"]) -> None:
     assert len(compress([ROWS], compression).body) < len(ROWS) / 20
+
+
+# Rows out of what was compressed.
+
+Compression = Literal["gzip", "zstd", "none"]
+every_compression = pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+LINES = st.lists(st.binary(min_size=1, max_size=40).filter(lambda line: b"\n" not in line), min_size=1, max_size=30)
+
+
+@every_compression
+def test_rows_come_out_of_a_payload_by_their_numbers(compression: Compression) -> None:
+    payload = compress([b'{"n":0}\n{"n":1}', b'{"n":2}', b'{"n":3}'], compression)
+    assert rows_of(payload, []) == []
+    assert rows_of(payload, [(0, 1)]) == [b'{"n":0}']
+    assert rows_of(payload, [(1, 3), (3, 4), (0, 4)]) == [
+        b'{"n":1}\n{"n":2}',
+        b'{"n":3}',
+        b'{"n":0}\n{"n":1}\n{"n":2}\n{"n":3}',
+    ]
+
+
+@every_compression
+def test_all_rows_of_several_payloads_come_out_in_their_order(compression: Compression) -> None:
+    payloads = [compress([b"one", b"two"], compression), compress([b"three"], compression)]
+    assert rows_in(payloads) == [b"one\ntwo", b"three"]
+    assert rows_in([]) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"a\nb", (b"a", b"b"), id="two rows"),
+        pytest.param(b"aa\nbb\ncc\ndd", (b"aa\nbb", b"cc\ndd"), id="even rows"),
+        pytest.param(b"a\n" + b"b" * 90, (b"a", b"b" * 90), id="a small row and a large one"),
+        pytest.param(b"a" * 90 + b"\nb", (b"a" * 90, b"b"), id="a large row and a small one"),
+        pytest.param(b"a\n" + b"b" * 90 + b"\nc\nd", (b"a\n" + b"b" * 90, b"c\nd"), id="the nearer cut is after it"),
+        pytest.param(b"a\nb\n" + b"c" * 90 + b"\nd", (b"a\nb", b"c" * 90 + b"\nd"), id="the nearer cut is before it"),
+    ],
+)
+@every_compression
+def test_a_payload_is_halved_at_the_row_nearest_to_the_middle(
+    body: bytes, expected: tuple[bytes, bytes], compression: Compression
+) -> None:
+    assert halves(compress([body], compression)) == expected
+
+
+@settings(deadline=None, max_examples=150)
+@given(LINES, st.sampled_from(["gzip", "zstd", "none"]), st.data())
+def test_whatever_the_rows_are_they_come_out_as_they_went_in(
+    lines: list[bytes], compression: Compression, data: st.DataObject
+) -> None:
+    body = b"\n".join(lines)
+    payload = compress(lines, compression)
+    assert rows_in([payload, payload]) == [body, body]
+    first = data.draw(st.integers(0, len(lines) - 1))
+    end = data.draw(st.integers(first + 1, len(lines)))
+    ranges = [(first, end), (0, len(lines))]
+    assert rows_of(payload, ranges) == [b"\n".join(lines[first:end]), body]
+    if len(lines) > 1:
+        left, right = halves(payload)
+        assert left + b"\n" + right == body
+        assert left
+        assert right
+        cuts = [len(b"\n".join(lines[:count])) for count in range(1, len(lines))]
+        middle = len(body) // 2
+        assert abs(len(left) - middle) == min(abs(cut - middle) for cut in cuts)

@@ -8,11 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinybird_proxy.batch import MAX_LINKS, BatchLimits, DestinationKey, FrozenBatch, Payload, Trigger
+from tinybird_proxy.batch import (
+    MAX_LINKS,
+    BatchLimits,
+    DestinationKey,
+    FrozenBatch,
+    ItemBounds,
+    Payload,
+    Replayed,
+    Trigger,
+    piece,
+)
+from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.destination.queue import BatchQueue
+from tinybird_proxy.destination.split import Split
+from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.testing.pipelines import numbered
 from tinybird_proxy.ticket import Confirmed, Outcome, Place, Ticket
+from tinybird_proxy.verdict import Rejected
 
 KEY = DestinationKey("/v0/events", "hits", (), None)
 
@@ -244,6 +258,145 @@ def test_those_who_wait_are_found_unless_their_batch_is_in_flight() -> None:
     add(queue, numbered([5]), ticket=gathering)
     queue.begin(queue.waiting[0])
     assert queue.tickets() == [waiting, gathering]
+
+
+# Batches that are split, and replays.
+
+
+def piece_of(split: Split, first: int, end: int) -> FrozenBatch:
+    """Rows ``first`` to ``end`` of a batch that is being split, as a piece."""
+    lines = b"\n".join(split.batch.bodies).split(b"\n")
+    body = b"\n".join(lines[first:end])
+    made = piece(split.batch, split.bounds, batch_id=split.next_piece_id(), first=first, end=end, body=body)
+    made.split, split.piece = split, made
+    return made
+
+
+def begin_split(queue: BatchQueue) -> Split:
+    """The first batch that waits is sent, refused and split."""
+    batch = queue.waiting[0]
+    queue.begin(batch)
+    split = Split(batch, Rejected(400, "no", "no (400)"))
+    queue.begin_split(split)
+    return split
+
+
+def places(queue: BatchQueue) -> tuple[int, int, int]:
+    """How many batches wait, are in flight, and are being split."""
+    return len(queue.waiting), len(queue.in_flight), len(queue.splits)
+
+
+def test_a_batch_that_is_split_is_still_held_and_counted() -> None:
+    queue = make_queue(max_rows=4)
+    add(queue, numbered(range(4)), now=1.0)
+    add(queue, numbered(range(4)), now=2.0)
+    before = queue.held(), queue.promised_rows(), queue.memory_bytes(), queue.oldest_at()
+    begin_split(queue)
+    assert places(queue) == (1, 0, 1)
+    assert (queue.held(), queue.promised_rows(), queue.memory_bytes(), queue.oldest_at()) == before
+    assert not queue.empty
+    assert len(queue.frozen()) == 1
+
+
+def test_a_piece_in_flight_is_counted_with_its_split_and_leaves_it_when_it_is_taken_out() -> None:
+    queue = make_queue(max_rows=4)
+    add(queue, numbered(range(4)))
+    held = queue.held()
+    split = begin_split(queue)
+    left = piece_of(split, 0, 1)
+    queue.begin(left)
+    assert places(queue) == (0, 1, 1)
+    assert (queue.held(), queue.promised_rows(), queue.frozen()) == (held, 4, [])
+    queue.take_out(left)
+    assert places(queue) == (0, 0, 1)
+    assert (queue.held(), queue.promised_rows()) == ((3, held[1] - left.size_bytes), 3)
+    queue.take_out(piece_of(split, 1, 4))  # never in flight: given up on
+    assert queue.held() == (0, 0)
+    assert not queue.empty
+    queue.end_split(split, whole=False)
+    assert queue.empty
+
+
+def test_a_piece_that_comes_back_waits_in_its_split_and_not_with_the_batches() -> None:
+    queue = make_queue(max_rows=4)
+    add(queue, numbered(range(4)))
+    split = begin_split(queue)
+    left = piece_of(split, 0, 2)
+    queue.begin(left)
+    queue.put_back(left)
+    queue.put_back(left)
+    assert places(queue) == (0, 0, 1)
+    assert split.piece is left
+    assert queue.promised_rows() == 4
+
+
+def test_a_batch_of_which_nothing_was_accepted_waits_again_as_the_oldest() -> None:
+    queue = make_queue(max_rows=1)
+    for number in range(3):
+        add(queue, numbered([number]), now=float(number))
+    batches = list(queue.waiting)
+    held = queue.held()
+    split = begin_split(queue)
+    queue.end_split(split, whole=True)
+    assert queue.waiting == batches
+    assert (queue.held(), queue.splits) == (held, [])
+
+
+def test_who_waits_for_a_batch_that_is_split_is_found() -> None:
+    queue = make_queue(max_rows=4)
+    ticket = make_ticket(4)
+    add(queue, numbered(range(4)), ticket=ticket)
+    begin_split(queue)
+    assert queue.tickets() == [ticket]
+
+
+def test_the_parts_of_a_batch_wait_in_its_place_and_are_fresh() -> None:
+    queue = make_queue(max_rows=4)
+    for number in range(3):
+        add(queue, numbered(range(4)), now=float(number))
+    first, second, third = queue.waiting
+    queue.take_fresh()
+    held = queue.held()
+    queue.begin(second)
+    bounds, lines = ItemBounds(second.row_counts), second.bodies[0].split(b"\n")
+    parts = [
+        piece(second, bounds, batch_id=f"b.{end}", first=begin, end=end, body=b"\n".join(lines[begin:end]))
+        for begin, end in ((0, 1), (1, 4))
+    ]
+    queue.replace(second, parts)
+    assert queue.waiting == [first, *parts, third]
+    assert queue.take_fresh() == parts
+    assert (queue.held(), queue.promised_rows(), queue.in_flight) == (held, 12, {})
+
+
+def test_a_replay_is_a_batch_of_its_own_that_does_not_close_the_open_one() -> None:
+    queue = make_queue()
+    add(queue, numbered([1]))
+    letters = [make_letter(2), make_letter(1)]
+    batch = queue.add_replay([(numbered([7, 8]), letters[0]), (numbered([9]), letters[1])], 5.0)
+    assert shapes(queue) == [([7, 8, 9], Trigger.REPLAY)]
+    assert batch.replays == [Replayed(letters[0], 0, 2), Replayed(letters[1], 2, 1)]
+    assert (batch.oldest_at, batch.tickets, batch.promised) == (5.0, [], True)
+    assert queue.take_fresh() == [batch]
+    assert queue.open is not None
+    assert (queue.open.row_count, queue.promised_rows()) == (1, 4)
+
+
+def make_letter(row_count: int) -> DeadLetter:
+    return DeadLetter(
+        id="b0",
+        key=KEY,
+        ledger=Ledger(),
+        payload=Payload(b"", None),
+        row_count=row_count,
+        raw_bytes=1,
+        reason=LetterReason.REJECTED,
+        status=400,
+        message="",
+        batch_id="b0",
+        first_at=0.0,
+        last_at=0.0,
+    )
 
 
 def test_links_are_kept_up_to_a_bound_and_all_counted() -> None:

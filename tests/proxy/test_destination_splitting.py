@@ -1,14 +1,19 @@
-"""``destination.splitting`` (and ``split``, ``exits``) at work in a destination: on simulated time, with a scripted Tinybird."""
+"""``destination.splitting`` (and ``exits``) at work in a destination: simulated time and a scripted Tinybird."""
 
 import asyncio
+import itertools
+import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
 
+from tinybird_proxy import codec
+from tinybird_proxy.batch import Payload
 from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter
+from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.rows import Rows
@@ -24,6 +29,7 @@ from tinybird_proxy.testing.fake_upstream import (
 )
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Buffered, Confirmed, Refused
+from tinybird_proxy.verdict import Reply
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime(idle_timeout=0.05, noop_cycles=0)]
 MANY = 100_000
@@ -61,29 +67,37 @@ def letters(client: Client) -> list[DeadLetter]:
     return list(client.pipeline.surroundings.letters.select())
 
 
+def statuses(tinybird: FakeUpstream) -> list[int]:
+    return [attempt.answer.status for attempt in tinybird.attempts if isinstance(attempt.answer, Reply)]
+
+
 def rows_in(*found: DeadLetter) -> list[int]:
-    import json
-
-    from tinybird_proxy import codec
-
     bodies = codec.rows_in([letter.payload for letter in found])
     return [json.loads(line)["n"] for body in bodies for line in body.split(b"\n")]
 
 
-async def searched(
-    bad: Iterable[int], rows: int = MANY, items: Iterable[Rows] | None = None
-) -> tuple[FakeUpstream, Client]:
-    """What is left after a batch with these bad rows was sent and searched."""
+@dataclass(frozen=True)
+class Searched:
+    """What is left after a batch was searched: its dead letters' rows, and how the destination stands."""
+
+    tinybird: FakeUpstream
+    bad: list[int]
+    facts: DestinationFacts
+
+    @property
+    def taken(self) -> list[int]:
+        return sorted(numbers_of(self.tinybird.taken()))
+
+
+async def searched(bad: Iterable[int], items: Iterable[Rows] | None = None) -> Searched:
+    """Send a batch of ``items`` with these bad rows, by default ``MANY`` rows in one, and wait for its end."""
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(batch_bytes=10**9, buffer_bytes=10**9)) as client:
         tinybird.will(then=refusing(bad))
-        for item in items or [numbered(range(rows))]:
+        for item in items or [numbered(range(MANY))]:
             client.offer(item)
         await asyncio.sleep(59)
-        client.kept = letters(client)  # type: ignore[attr-defined]
-        client.facts = client.destination.facts()  # type: ignore[attr-defined]
-        client.terms = client.destination.ledger.as_dict(0, 0)  # type: ignore[attr-defined]
-    return tinybird, client
+        return Searched(tinybird, sorted(rows_in(*letters(client))), client.destination.facts())
 
 
 # 400: the bounds.
@@ -91,18 +105,18 @@ async def searched(
 
 @pytest.mark.parametrize("bad", [0, 1, 49_999, 50_000, 65_536, MANY - 1])
 async def test_one_bad_row_of_a_hundred_thousand_is_found_in_at_most_40_requests(bad: int) -> None:
-    tinybird, client = await searched([bad])
-    assert len(tinybird.attempts) <= 40
-    assert rows_in(*client.kept) == [bad]  # type: ignore[attr-defined]
-    assert sorted(numbers_of(tinybird.taken())) == [n for n in range(MANY) if n != bad]
+    found = await searched([bad])
+    assert len(found.tinybird.attempts) <= 40
+    assert found.bad == [bad]
+    assert found.taken == [n for n in range(MANY) if n != bad]
 
 
 async def test_ten_bad_rows_are_found_in_at_most_280_requests() -> None:
     bad = random.Random(3).sample(range(MANY), 10)
-    tinybird, client = await searched(bad)
-    assert len(tinybird.attempts) <= 280
-    assert sorted(rows_in(*client.kept)) == sorted(bad)  # type: ignore[attr-defined]
-    assert len(tinybird.taken()) == MANY - 10
+    found = await searched(bad)
+    assert len(found.tinybird.attempts) <= 280
+    assert found.bad == sorted(bad)
+    assert len(found.taken) == MANY - 10
 
 
 async def test_one_percent_bad_rows_end_at_the_budget_and_a_replay_finishes_them() -> None:
@@ -127,39 +141,38 @@ async def test_one_percent_bad_rows_end_at_the_budget_and_a_replay_finishes_them
 
 
 async def test_when_every_row_is_bad_the_batch_is_put_back_whole_and_held_after_at_most_40_requests() -> None:
-    tinybird, client = await searched(range(MANY))
-    assert len(tinybird.attempts) <= 40
-    assert client.kept == []  # type: ignore[attr-defined]
-    facts = client.facts  # type: ignore[attr-defined]
-    assert (facts.state, facts.buffered_rows) == (State.HELD, MANY)
-    assert "no part of its rows is taken either" in facts.reason
+    found = await searched(range(MANY))
+    assert len(found.tinybird.attempts) <= 40
+    assert found.bad == []
+    assert (found.facts.state, found.facts.buffered_rows) == (State.HELD, MANY)
+    assert "no part of its rows is taken either" in found.facts.reason
 
 
 async def test_twenty_bad_rows_at_the_front_are_found_without_a_hold() -> None:
-    tinybird, client = await searched(range(20))
-    assert sorted(rows_in(*client.kept)) == list(range(20))  # type: ignore[attr-defined]
-    assert client.facts.state is State.DELIVERING  # type: ignore[attr-defined]
-    assert len(tinybird.taken()) == MANY - 20
+    found = await searched(range(20))
+    assert found.bad == list(range(20))
+    assert found.facts.state is State.DELIVERING
+    assert len(found.taken) == MANY - 20
 
 
 async def test_a_bad_item_of_a_thousand_rows_spoils_nobody_elses() -> None:
     items = [numbered([n]) for n in range(2000)]
     items.insert(700, numbered(range(10_000, 11_000)))
-    tinybird, client = await searched(range(10_000, 11_000), items=items)
-    assert client.facts.state is State.DELIVERING  # type: ignore[attr-defined]
-    assert sorted(numbers_of(tinybird.taken())) == list(range(2000))
-    assert sorted(rows_in(*client.kept)) == list(range(10_000, 11_000))  # type: ignore[attr-defined]
+    found = await searched(range(10_000, 11_000), items)
+    assert found.facts.state is State.DELIVERING
+    assert found.taken == list(range(2000))
+    assert found.bad == list(range(10_000, 11_000))
 
 
 async def test_uneven_items_are_searched_too() -> None:
-    sizes, number, items = [1, 5000, 1, 1, 800, 3, 40, 1], 0, []
-    for size in sizes:
+    number, items = 0, []
+    for size in [1, 5000, 1, 1, 800, 3, 40, 1]:
         items.append(numbered(range(number, number + size)))
         number += size
     bad = [0, 5001, 5803, number - 1]
-    tinybird, client = await searched(bad, items=items)
-    assert sorted(rows_in(*client.kept)) == bad  # type: ignore[attr-defined]
-    assert len(tinybird.taken()) == number - len(bad)
+    found = await searched(bad, items)
+    assert found.bad == bad
+    assert len(found.taken) == number - len(bad)
 
 
 # 400: how it goes about it.
@@ -175,7 +188,7 @@ async def test_at_most_ten_pieces_a_second_are_asked_and_other_batches_go_on() -
             client.offer(numbered([n]))
         await asyncio.sleep(0.1)
         pieces = [attempt.at for attempt in tinybird.attempts if "." in attempt.batch_id]
-        assert all(later - earlier >= 0.1 - 1e-6 for earlier, later in zip(pieces, pieces[1:], strict=False))
+        assert all(later - earlier >= 0.1 - 1e-6 for earlier, later in itertools.pairwise(pieces))
         waits = [a.at for a in tinybird.attempts if numbers_of(a.rows) and numbers_of(a.rows)[0] >= 1000]
         assert len(waits) == 40  # each went by itself, none had to wait for the search
         await asyncio.sleep(5)
@@ -377,6 +390,23 @@ async def test_a_replay_that_is_refused_again_goes_back_to_the_letters_and_holds
         assert client.destination.buffered_rows() == 0
 
 
+async def test_a_replay_that_was_halved_and_of_which_a_half_is_refused_whole_keeps_the_ledger_in_balance() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(422)
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(5)
+        tinybird.will(
+            then=lambda attempt: 413 if len(attempt.rows) > 8 else 400 if max(numbers_of(attempt.rows)) > 7 else 200
+        )
+        await client.pipeline.replay(LetterFilter(reason=LetterReason.PARTIAL))
+        await asyncio.sleep(200)
+        assert imbalances(client.pipeline) == []
+        assert rows_in(*letters(client)) == list(range(8, 16))
+        assert {letter.reason for letter in letters(client)} == {"partial"}  # a part of them may be there already
+        assert sorted(numbers_of(tinybird.taken())) == list(range(8))
+
+
 async def test_letters_that_their_clients_know_of_or_that_would_double_are_replayed_only_if_asked_for() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(batch_rows=2)) as client:
@@ -434,20 +464,19 @@ async def test_letters_of_a_forgotten_destination_are_accounted_for_and_can_be_r
 async def test_a_batch_that_is_too_large_is_halved_until_it_fits_and_the_ceiling_is_remembered() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(compress=plain)) as client:
-        tinybird.will(then=larger_than(2000))
-        client.offer(numbered(range(1000)))
+        tinybird.will(then=larger_than(200_000))
+        client.offer(numbered(range(1000), padding=400))
         await asyncio.sleep(20)
         assert sorted(numbers_of(tinybird.taken())) == list(range(1000))
-        first = sum(isinstance(a.answer, object) and a.answer.status == 413 for a in tinybird.attempts)  # type: ignore[union-attr]
-        assert first >= 1
+        assert 413 in statuses(tinybird)
         facts = client.destination.facts()
         assert facts.state is State.DELIVERING
         assert facts.ceiling_bytes is not None
-        assert facts.ceiling_bytes <= 2000
+        assert facts.ceiling_bytes <= 210_000
         tinybird.forget()
-        client.offer(numbered(range(1000, 2000)))
+        client.offer(numbered(range(1000, 2000), padding=400))
         await asyncio.sleep(20)
-        assert not any(attempt.answer.status == 413 for attempt in tinybird.attempts)  # type: ignore[union-attr]
+        assert 413 not in statuses(tinybird)
         assert sorted(numbers_of(tinybird.taken())) == list(range(1000, 2000))
         assert (letters(client), client.destination.ledger.ambiguous) == ([], 0)
 
@@ -455,8 +484,8 @@ async def test_a_batch_that_is_too_large_is_halved_until_it_fits_and_the_ceiling
 async def test_after_ten_minutes_without_a_413_twice_as_much_is_tried() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(compress=plain)) as client:
-        tinybird.will(then=larger_than(2000))
-        client.offer(numbered(range(1000)))
+        tinybird.will(then=larger_than(200_000))
+        client.offer(numbered(range(1000), padding=400))
         await asyncio.sleep(20)
         low = client.destination.facts().ceiling_bytes
         await asyncio.sleep(601)
@@ -476,9 +505,7 @@ async def test_a_single_row_that_is_too_large_is_a_dead_letter() -> None:
         assert sorted(numbers_of(tinybird.taken())) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-async def plain(bodies: list[bytes]) -> Any:
-    from tinybird_proxy import codec
-
+async def plain(bodies: list[bytes]) -> Payload:
     await asyncio.sleep(0)
     return codec.compress(bodies, "none")
 

@@ -882,7 +882,7 @@ class Play:
         assert self.buffer.occupancy == Occupancy()
         for facts in pipeline.facts():
             expired = self.setup.max_age_s is not None and facts.buffered_rows == 0
-            assert facts.state is State.DELIVERING or not facts.confirmed or expired
+            assert facts.state in (State.DELIVERING, State.NEW) or not facts.confirmed or expired
 
     async def _drain(self, pipeline: Pipeline, seconds: float, stop_now_s: float | None) -> None:
         stop_now, reports = asyncio.Event(), Reports()

@@ -1,13 +1,24 @@
 """How many connections a port takes, which one ends for a new one, and what who is turned away hears."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tests.proxy.running import Peer, ask, connected, request, running_world, until
+from tests.proxy.running import (
+    Peer,
+    ask,
+    connected,
+    make_authority,
+    make_certificate,
+    request,
+    running_world,
+    until,
+)
 
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.doorkeeper import MAX_TOLD, Doorkeeper
@@ -184,3 +195,23 @@ async def test_idle_connections_cannot_exhaust_the_admin_port() -> None:
         for _ in range(200):
             await stack.enter_async_context(connected(world.proxy.admin_port))
         assert (await ask(world.proxy.admin_port, "/livez", method="GET")).status == 200
+
+
+async def test_a_client_that_does_not_begin_tls_is_ended_in_time(tmp_path: Path) -> None:
+    cert, key = make_certificate(make_authority(tmp_path), "localhost")
+    tls = {"TLS_CERT_FILE": str(cert), "TLS_KEY_FILE": str(key)}
+    async with running_world(HEADER_TIMEOUT="300ms", MAX_CONNECTIONS="2", **tls) as world:
+        async with connected(world.port) as silent:
+            with suppress(ConnectionError):
+                assert await silent.rest() == b""
+        trust = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        async with (
+            connected(world.port, tls=trust) as one,
+            connected(world.port, tls=trust) as two,
+            connected(world.port, tls=trust) as three,
+        ):
+            for peer in (two, three):
+                await peer.send(request("/v0/events?name=hits", b"{}"))
+                assert (await peer.answer()).status == 202
+            with suppress(ConnectionError):
+                assert await one.rest() == b"", "it was idle for longest"

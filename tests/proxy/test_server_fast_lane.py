@@ -6,7 +6,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pytest
@@ -187,7 +187,7 @@ async def told_and_kept(port: Port, segments: Sequence[bytes]) -> tuple[bytes, d
     await until(delivered)
     meters = port.pipeline.surroundings.meters
     counts: dict[str, object] = {
-        **port.pipeline.ledger().as_dict(port.pipeline.buffered_rows()),
+        **port.pipeline.ledger().as_dict(port.pipeline.buffered_rows(), 0),
         "refused": dict(meters.refused),
         "requests": meters.requests_accepted,
         "bytes": meters.bytes_accepted,
@@ -223,6 +223,19 @@ async def test_the_lane_takes_the_everyday_request_and_leaves_the_others(name: s
                 await reader.readuntil(b"}")
         writer.close()
         assert (port.lane_answers[0] > before) is takes
+
+
+async def test_an_old_connection_ends_with_the_same_answer_on_both_ways() -> None:
+    aged = replace(LIMITS, max_age_s=0.0)
+    async with (
+        running_port(with_lane=True, limits=aged) as fast,
+        running_port(with_lane=False, limits=aged) as ordinary,
+    ):
+        heard = [await exchange(port, [request()]) for port in (fast, ordinary)]
+        assert heard[0] == heard[1]
+        assert b"202 Accepted" in heard[0]
+        assert b"Connection: close" in heard[0]
+        assert fast.lane_answers == [0]
 
 
 async def test_a_draining_proxy_refuses_on_both_ways() -> None:

@@ -1,4 +1,4 @@
-"""A real proxy, and clients that send what they like: damaged requests, cut anywhere, one behind the other, many at once.
+"""A real proxy, and clients that send what they like: damaged requests, cut anywhere, one behind another, many at once.
 
 Each connection begins with requests whose answers are known, and may go on with others to which something happened.
 Whatever that was: answers are whole and honest, rows with a 2xx arrive once and byte for byte and no others do, nobody
@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from tests.proxy.fuzz_requests import MAX_BODY_BYTES, MAX_INFLATED_BYTES, TWO_WAYS, Planned, damaged, plan
-from tests.proxy.fuzzing import bounded, seeds
+from tests.proxy.fuzzing import bounded, named, seeds
 from tests.proxy.running import (
     DEADLINE_S,
     TOKEN,
@@ -43,7 +43,9 @@ CONNECTIONS: Final = 40
 # Longer than it takes the proxy to see that the rest of a body is not HTTP, which it looks for twice a second.
 QUIET_S: Final = 0.7
 SHOWN_BYTES: Final = 2048
-NOT_HTTP: Final = b"not valid HTTP"
+# Nothing is read behind a chunked request, because of what a parser makes of its trailers.
+CHUNKED: Final = b"Transfer-Encoding: chunked"
+NOT_HTTP: Final = b'{"error":"the request is not valid HTTP"}'
 PASSED_ON: Final = b'{"passed":"on"}'
 KNOWN: Final = frozenset((200, 202, 204, 400, 401, 403, 404, 405, 408, 413, 415, 431, 501, 503, 508))
 
@@ -196,7 +198,7 @@ def make_conversation(chance: random.Random, name: str, *, own_token: bool, leav
     planned = [
         plan(chance, name, f"{name}.{number}", own_token=own_token) for number in range(chance.choice((1, 2, 5)))
     ]
-    count = next((number for number, one in enumerate(planned, 1) if one.may_end), len(planned))
+    count = next((number for number, one in enumerate(planned, 1) if one.may_end or CHUNKED in one.wire), len(planned))
     if is_damaged := chance.random() < 0.75:
         count = min(count, chance.randrange(len(planned)))
     known, follows = planned[:count], planned[count:]
@@ -237,16 +239,18 @@ def check_answers(conversation: Conversation) -> None:
             assert json.loads(answer.body)["error"], answer
     if conversation.ended and not conversation.leaves:
         assert found, "the connection was closed without an answer"
-        assert found[-1].closes, f"the connection was closed behind an answer that did not say so: {found[-1]}"
+        # A refusal that left before the chunks of its request came could not know that something would follow them.
+        last = conversation.known[len(found) - 1].wire if len(found) <= len(conversation.known) else conversation.tail
+        assert found[-1].closes or CHUNKED in last, f"closed behind an answer that did not say so: {found[-1]}"
 
 
 def gave_up(conversation: Conversation, found: Sequence[Heard]) -> bool:
-    """Whether the last answer is about something that is not HTTP.
+    """Whether the last answer is about something that cannot be read.
 
     What came together with it is not looked at, although requests before it may be good: none of it is taken.
     """
     is_due = conversation.tail or (conversation.known and conversation.known[-1].statuses == TWO_WAYS)
-    return bool(is_due and found and NOT_HTTP in found[-1].body)
+    return bool(is_due and found and (found[-1].status == 431 or found[-1].body == NOT_HTTP))
 
 
 def check_rows(conversations: Sequence[Conversation], arrived: dict[str, list[bytes]], *, exactly: bool) -> None:
@@ -347,6 +351,11 @@ async def run_round(proxy: ProxyProcess, tinybird: Tinybird, seed: int, *, own_t
         raise AssertionError("\n".join(["rows:", *odd])) from error
 
 
+def trouble(proxy: ProxyProcess) -> str:
+    """The lines of the log that should not be there: whatever clients do, it is no trouble of ours."""
+    return "\n".join(str(line) for line in proxy.lines if line["level"] != "info")
+
+
 @pytest.mark.parametrize("own_token", [True, False], ids=["our token", "clients' own tokens and passing through"])
 async def test_whatever_clients_send_the_proxy_answers_honestly_and_serves_the_others(own_token: bool) -> None:
     limits = {"MAX_BODY_BYTES": str(MAX_BODY_BYTES), "MAX_INFLATED_BYTES": str(MAX_INFLATED_BYTES)}
@@ -357,10 +366,11 @@ async def test_whatever_clients_send_the_proxy_answers_honestly_and_serves_the_o
         running_process(environment(tinybird.url, **limits, **rates, **mode)) as proxy,
     ):
         for seed in seeds(0.19):
-            await run_round(proxy, tinybird, seed, own_token=own_token)
-            if trouble := [str(line) for line in proxy.lines if line["level"] != "info"]:
-                pytest.fail("\n".join(trouble))
+            with named(seed):
+                await run_round(proxy, tinybird, seed, own_token=own_token)
+                assert trouble(proxy) == ""
         assert await proxy.stop() == 0
+        assert trouble(proxy) == ""
         assert proxy.output.count(b"\n") == len(proxy.lines), "nothing but lines of the log"
 
 

@@ -124,3 +124,13 @@ async def test_every_refusal_can_be_read_by_every_client(world: World) -> None:
         assert answer.error
         assert int(answer["Content-Length"]) == len(answer.body)
         assert answer["Access-Control-Allow-Origin"] == "*"
+
+
+@pytest.mark.parametrize("target", ["example.com:443", "127.0.0.1:80"])
+async def test_no_tunnel_is_opened_where_requests_are_passed_through(target: str) -> None:
+    async with running_world(TINYBIRD_TOKEN=None) as open_world:
+        for sent in (target, "/v0/pipes", "/v0/events?name=x"):
+            answer = await ask(open_world.port, sent, method="CONNECT")
+            assert answer.status in (400, 405)
+            assert answer.error
+        assert [*open_world.tinybird.requests] == []

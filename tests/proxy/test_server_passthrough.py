@@ -342,6 +342,41 @@ async def test_a_body_that_turns_out_not_to_be_http_is_refused_and_broken_off() 
         assert isinstance(await asyncio.wait_for(ends.get(), 10), BaseException)
 
 
+async def test_a_body_of_which_nothing_comes_is_given_up_and_one_that_is_only_slow_is_not() -> None:
+    async def handle(peer: Peer) -> None:
+        await asked(peer)
+        while await peer.piece():
+            pass
+        await peer.send(answer_bytes(200))
+
+    async with passing(handle, BODY_TIMEOUT="500ms") as (proxy, _):
+        async with connected(proxy.port) as peer:
+            await peer.send(request("/v0/x", headers={"Transfer-Encoding": "chunked"}))
+            for _ in range(20):
+                await peer.send(b"1\r\na\r\n")
+                await asyncio.sleep(0.05)  # longer in all than nothing may come
+            await peer.send(b"0\r\n\r\n")
+            assert (await peer.answer()).status == 200
+        async with connected(proxy.port) as peer:
+            await peer.send(request("/v0/x", headers={"Transfer-Encoding": "chunked"}) + b"3\r\nabc\r\n")
+            answer = await peer.answer()
+            assert (answer.status, answer["Connection"]) == (408, "close")
+            assert answer.error.startswith("nothing of the body came for 0.5 s (BODY_TIMEOUT)")
+
+
+async def test_a_connection_past_its_age_ends_with_what_is_passed_through_as_well() -> None:
+    async def handle(peer: Peer) -> None:
+        await asked(peer)
+        await peer.send(answer_bytes(200, b"whole"))
+
+    async with passing(handle, KEEPALIVE_MAX_AGE="1s") as (proxy, _), connected(proxy.port) as peer:
+        await asyncio.sleep(1.2)  # it may live for 1.1 s
+        await peer.send(request("/v0/x", method="GET"))
+        answer = await peer.answer()
+        assert (answer.status, answer.body, answer["Connection"]) == (200, b"whole", "close")
+        assert await peer.rest() == b""
+
+
 @pytest.mark.parametrize("coding", ["gzip, chunked", "deflate, chunked"])
 async def test_a_transfer_coding_that_the_proxy_would_drop_is_refused(coding: str) -> None:
     recorder = Recorder(answer_bytes(200))

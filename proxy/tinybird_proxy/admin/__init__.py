@@ -1,1 +1,1 @@
-"""The admin port: health, status, metrics, drain. It holds no rows and no tokens."""
+"""The admin port: health, status, metrics, drain, dead letters. It shows no token, and rows only to who may act."""

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from tinybird_proxy.admin.answers import Refused, as_json
+from tinybird_proxy.admin.dead_letters import DeadLetterRoutes
 from tinybird_proxy.admin.status import Reporter
 from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.events import bearer
@@ -48,6 +49,7 @@ def make_admin_app(reporter: Reporter, availability: Availability, token: AdminT
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_post("/drain", admin.begin_drain)
     app.router.add_delete("/drain", admin.cancel_drain)
+    DeadLetterRoutes(reporter.pipeline, availability, admin.authorise).add_to(app.router)
     return app
 
 
@@ -59,78 +61,71 @@ class _Admin:
 
     async def livez(self, request: web.Request) -> web.Response:
         """Answering is the proof: the event loop turns."""
-        return _json(200, {"live": True})
+        return as_json(200, {"live": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
         """503 only while starting or draining. Trouble is said in the body, with 200."""
         ready = self._availability.ready
-        body = {"ready": ready, "phase": self._availability.phase, "sentence": self._reporter.sentence()}
-        return _json(200 if ready else 503, body)
+        body = {
+            "ready": ready,
+            "phase": self._availability.phase,
+            "sentence": self._reporter.sentence(),
+            "not_delivering": self._reporter.not_delivering(),
+        }
+        return as_json(200 if ready else 503, body)
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(200, self._reporter.status())
+        return as_json(200, self._reporter.status())
 
     async def metrics(self, request: web.Request) -> web.Response:
         page = prometheus.render(self._reporter.snapshot())
         return web.Response(body=page, headers={"Content-Type": prometheus.CONTENT_TYPE})
 
     async def begin_drain(self, request: web.Request) -> web.Response:
-        self._authorise(request)
+        self.authorise(request)
         if self._availability.draining_since is None:
             _log.info("draining on request")
         self._availability.begin_drain()
-        return _json(202, self._drain_state())
+        return as_json(202, self._drain_state())
 
     async def cancel_drain(self, request: web.Request) -> web.Response:
-        self._authorise(request)
+        self.authorise(request)
         if not self._availability.cancel_drain():
-            return _json(409, {"error": "the process is stopping; a drain can no longer be cancelled"})
+            return as_json(409, {"error": "the process is stopping; a drain can no longer be cancelled"})
         _log.info("back to normal service on request")
-        return _json(200, self._drain_state())
+        return as_json(200, self._drain_state())
 
     def _drain_state(self) -> dict[str, Any]:
         drain: dict[str, Any] = self._reporter.status()["drain"]
         return drain
 
-    def _authorise(self, request: web.Request) -> None:
+    def authorise(self, request: web.Request) -> None:
         """Let the admin token in; without one set, only a deliberate call from this machine."""
         if self._token.value is not None:
             shown = bearer(request.headers.get("Authorization"))
             if shown is None:
-                raise _Refused(401, "this action needs the proxy's ADMIN_TOKEN as 'Authorization: Bearer …'")
+                raise Refused(401, "this action needs the proxy's ADMIN_TOKEN as 'Authorization: Bearer …'")
             if not same(shown, self._token.value):
-                raise _Refused(403, "this is not the proxy's ADMIN_TOKEN")
+                raise Refused(403, "this is not the proxy's ADMIN_TOKEN")
             return
         if not (_is_loopback(request.remote or "") and _is_loopback(_host(request))):
-            raise _Refused(403, "without ADMIN_TOKEN this action is only allowed from localhost, by that name")
+            raise Refused(403, "without ADMIN_TOKEN this action is only allowed from localhost, by that name")
         if request.headers.get(ACTION_HEADER) != "1":
-            raise _Refused(403, f"without ADMIN_TOKEN this action needs the header '{ACTION_HEADER}: 1'")
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+            raise Refused(403, f"without ADMIN_TOKEN this action needs the header '{ACTION_HEADER}: 1'")
 
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except _Refused as refused:
-        return _json(refused.status, {"error": refused.message})
+    except Refused as refused:
+        return as_json(refused.status, {"error": refused.message})
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return _json(error.status, {"error": f"{error.reason}: {request.method} {request.path[:200]}"}, headers)
+        return as_json(error.status, {"error": f"{error.reason}: {request.method} {request.path[:200]}"}, headers)
     except Exception:  # noqa: BLE001 - told and logged here, without the request's content
         _log.error("an admin request broke inside the proxy", exc_info=True)
-        return _json(500, {"error": "an error inside the proxy"})
-
-
-def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.Response:
-    encoded = msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"
-    return web.Response(status=status, body=encoded, content_type="application/json", headers=headers)
+        return as_json(500, {"error": "an error inside the proxy"})
 
 
 def _host(request: web.Request) -> str:

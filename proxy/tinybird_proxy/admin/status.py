@@ -13,6 +13,9 @@ from tinybird_proxy.server.receive import Receiver
 from tinybird_proxy.telemetry.prometheus import Snapshot
 from tinybird_proxy.tokens import Secret, WatchedFile
 
+# A readiness probe's body must stay short, however much is wrong.
+NOT_DELIVERING_MAX = 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reporter:
@@ -36,7 +39,32 @@ class Reporter:
 
     def sentence(self) -> str:
         """How the proxy is, in one sentence."""
-        return health.overall(self.pipeline.facts(), phase=self.availability.phase, utilisation=self.utilisation())
+        return self._sentence(self.snapshot())
+
+    def _sentence(self, s: Snapshot) -> str:
+        return health.overall(
+            s.destinations,
+            phase=self.availability.phase,
+            utilisation=s.utilisation,
+            letters_rows=s.letters_rows,
+            lost_rows=s.ledger.dropped_total + s.ledger.letters_evicted,
+        )
+
+    def not_delivering(self) -> list[dict[str, Any]]:
+        """Destinations whose rows wait, or whose requests are refused, and why: those with the most rows first."""
+        found = [(why, facts) for facts in self.pipeline.facts() if (why := health.cause(facts)) is not None]
+        found.sort(key=lambda pair: -pair[1].buffered_rows)
+        return [
+            {
+                "data_source": facts.data_source,
+                "cause": why,
+                "rows": facts.buffered_rows,
+                "oldest_age_s": _rounded(facts.oldest_age_s),
+                "delivered_ago_s": _rounded(facts.delivered_ago_s),
+                "sentence": health.sentence(facts),
+            }
+            for why, facts in found[:NOT_DELIVERING_MAX]
+        ]
 
     def snapshot(self) -> Snapshot:
         """Everything for a scrape."""
@@ -70,7 +98,7 @@ class Reporter:
         s = self.snapshot()
         meters = s.meters
         return {
-            "sentence": health.overall(list(s.destinations), phase=self.availability.phase, utilisation=s.utilisation),
+            "sentence": self._sentence(s),
             "phase": self.availability.phase,
             "ready": s.ready,
             "instance": s.instance,
@@ -115,8 +143,9 @@ class Reporter:
             "tokens": self._tokens(),
             "self_metrics": None if self.self_metrics is None else self.self_metrics(),
             "destinations": [
-                {**_plain(asdict(facts)), "sentence": health.sentence(facts)}
+                {**_plain(asdict(facts)), "cause": health.cause(facts), "sentence": health.sentence(facts)}
                 for facts in sorted(s.destinations, key=lambda f: (-f.buffered_rows, f.data_source))
+                if not health.was_never_taken(facts)
             ],
         }
 

@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from tinybird_proxy import __version__, codec
 from tinybird_proxy.admin.app import SERVER_LOGGER, make_admin_app
 from tinybird_proxy.admin.status import Reporter
 from tinybird_proxy.admission import Capacity
+from tinybird_proxy.app.background import background, check_ledger, watch_loop
 from tinybird_proxy.app.exit_status import ExitStatus
 from tinybird_proxy.app.last_words import LastWords
 from tinybird_proxy.app.open_files import allowed_connections
@@ -53,8 +54,6 @@ from tinybird_proxy.telemetry.otel_env import wants_tracing
 from tinybird_proxy.telemetry.tracing import Tracer, no_tracer
 from tinybird_proxy.upstream import Upstream, UpstreamSettings
 
-LOOP_LAG_INTERVAL_S = 0.5
-LEDGER_CHECK_INTERVAL_S = 10.0
 TRACER_CLOSE_S = 3.0
 # Both once SHUTDOWN_TIMEOUT is over, and the first one twice: less than the 5 s that most leave before SIGKILL.
 HANDLERS_END_S = 1.0
@@ -197,10 +196,16 @@ async def running(
         )
         stack.callback(listener.close)
         await stack.enter_async_context(
-            _background(watch_files(secrets.files), _watch_loop(meters, now), _check_ledger(pipeline))
+            background(
+                meters,
+                lambda: watch_files(secrets.files),
+                lambda: watch_loop(meters, now),
+                lambda: check_ledger(pipeline),
+                pipeline.watch,
+            )
         )
         if self_metrics is not None:
-            await stack.enter_async_context(_background(self_metrics.run(self_metrics_interval_s)))
+            await stack.enter_async_context(background(meters, lambda: self_metrics.run(self_metrics_interval_s)))
         availability.started = True
         port = public_socket.getsockname()[1]
         yield Proxy(port, admin_socket.getsockname()[1], pipeline, availability, reporter, secrets, self_metrics)
@@ -234,7 +239,9 @@ async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
         gc.collect()
         gc.freeze()
         await stop.wait()
-        words = LastWords(proxy.pipeline, Path("/dev/termination-log"))
+        words = LastWords(
+            proxy.pipeline, Path("/dev/termination-log"), deadline=loop.time() + config.shutdown_timeout_s
+        )
         await _drain(config, proxy, stop_now, words)
     return words.farewell()
 
@@ -402,35 +409,7 @@ def _listen(variable: str, host: str, port: int) -> socket.socket:
         raise ConfigError([Problem(variable, f"{host}:{port} {reason}; choose another one")]) from error
 
 
-@asynccontextmanager
-async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run ``jobs`` until the block ends; one that fails ends the block."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(job) for job in jobs]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-
-
 async def _end_connections(server: HttpServer) -> None:
     """Close those on which nothing happens, at once, and give the others some time to end."""
     server.pre_shutdown()
     await server.shutdown(HANDLERS_END_S)
-
-
-async def _watch_loop(meters: Meters, now: Callable[[], float]) -> None:
-    """Measure how late the loop runs its timers."""
-    while True:
-        due = now() + LOOP_LAG_INTERVAL_S
-        await asyncio.sleep(LOOP_LAG_INTERVAL_S)
-        meters.loop_lag_s = max(0.0, now() - due)
-        meters.loop_lag_max_s = max(meters.loop_lag_max_s, meters.loop_lag_s)
-
-
-async def _check_ledger(pipeline: Pipeline) -> None:
-    """The ledger checks itself while the process runs."""
-    while True:
-        await asyncio.sleep(LEDGER_CHECK_INTERVAL_S)
-        pipeline.check_ledger()

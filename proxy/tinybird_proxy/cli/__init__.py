@@ -1,4 +1,4 @@
-"""The command line: ``tinybird-proxy run | demo | emulator | check``."""
+"""The command line: ``tinybird-proxy run | check | options | emulator | demo | dead-letters | probe``."""
 
 from tinybird_proxy.cli.main import main
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +15,27 @@ from tinybird_proxy.config import Config, describe, from_env, suspicious_variabl
 from tinybird_proxy.errors import ConfigError, Problem
 
 CONFIGURATION_STATUS = 2
+# Commands that stand in modules of their own, loaded when they are asked for.
+_ELSEWHERE = {
+    "dead-letters": ("tinybird_proxy.cli.dead_letters", "dead_letters"),
+    "probe": ("tinybird_proxy.cli.dead_letters", "probe"),
+}
 _T = TypeVar("_T")
 
 
-@click.group()
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, name = _ELSEWHERE[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__, prog_name="tinybird-proxy", message="%(prog)s %(version)s")
 def main() -> None:
     """A batching proxy for Tinybird's Events API. Options are environment variables: see `check`."""

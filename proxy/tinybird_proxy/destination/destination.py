@@ -15,18 +15,19 @@ from tinybird_proxy.batch import DestinationKey, FrozenBatch, Trigger
 from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.destination.attempts import Attempts, NoToken
 from tinybird_proxy.destination.chronicle import Chronicle
+from tinybird_proxy.destination.contact import FirstContact, end_contact
 from tinybird_proxy.destination.exits import Exits
 from tinybird_proxy.destination.expiry import Expiry
 from tinybird_proxy.destination.queue import BatchQueue
 from tinybird_proxy.destination.splitting import Splitting
 from tinybird_proxy.destination.surroundings import Surroundings
 from tinybird_proxy.errors import UpstreamError
-from tinybird_proxy.health import DestinationFacts
+from tinybird_proxy.health import DestinationFacts, stuck_after
 from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.pacing import Pacing, State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import get_logger
-from tinybird_proxy.ticket import Buffered, NotTaken, Ticket
+from tinybird_proxy.ticket import Buffered, Ticket
 from tinybird_proxy.tokens import fingerprint
 from tinybird_proxy.verdict import Again, Decision, Denied, Held, Partial, Rejected, Settled, judge, judge_failure
 
@@ -34,14 +35,6 @@ REFUSAL_S = 60.0
 # A timer may fire before its time by the clock's resolution: better a little late than a turn too many.
 _TIMER_SLACK_S = 0.001
 _log = get_logger("destination")
-
-
-@dataclass(slots=True)
-class Contact:
-    """The first item of a destination, on its way to Tinybird before anybody promised anything."""
-
-    batches: list[FrozenBatch]
-    ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +65,16 @@ class Destination:
             key, surroundings, self._queue, ledger, self._chronicle, is_unconfirmed=lambda: self.unconfirmed
         )
         self._expiry = Expiry(self._queue, self._exits, surroundings.max_age_s)
-        self._splitting = Splitting(self._queue, self._exits, surroundings, hold=self._hold_split, wake=self._wake_up)
-        self._contact: Contact | None = None
+        self._splitting = Splitting(
+            self._queue, self._exits, surroundings, hold=self._hold_split, release=self._release, wake=self._wake_up
+        )
+        self._contact = FirstContact(self._queue, self._exits, ledger, surroundings.meters)
         self._wake = asyncio.Event()
         self._draining = False
+        self._status: int | None = None  # of the last answer that was no success
+        self._settled_at: float | None = None
+        self._turns = 0
+        self._next_at = math.inf
 
     # What the request's path asks and does: plain and synchronous.
 
@@ -118,21 +117,14 @@ class Destination:
 
     def put_contact(self, rows: Rows, now: float, ticket: Ticket, traceparent: str | None, vias: str | None) -> None:
         """Send an item at once that nobody has promised anything about yet. ``keep_contact`` makes it a promise."""
-        self._queue.add_apart(rows, now, ticket, traceparent, vias)
-        self._contact = Contact(self._queue.frozen(), ticket)
+        self._contact.begin(rows, now, ticket, traceparent, vias)
         self.used_at = now
         self.pacing.probe_now(now)
         self._wake.set()
 
     def keep_contact(self, ticket: Ticket) -> None:
         """Promise the first item after all: no verdict came in time, or none that refuses it."""
-        if self._contact is not None and self._contact.ticket is ticket:
-            contact, self._contact = self._contact, None
-            self._s.meters.requests_accepted += 1
-            for batch in contact.batches:
-                batch.promised = True
-                self.ledger.accepted += batch.row_count
-                self._s.meters.bytes_accepted += batch.size_bytes
+        self._contact.keep(ticket)
 
     def put_replay(self, items: Sequence[tuple[Rows, DeadLetter]], now: float) -> None:
         """Take the rows of dead letters back, in a batch of their own."""
@@ -151,6 +143,10 @@ class Destination:
         self.refusing = None
         self._wake.set()
 
+    def turns_due(self, now: float) -> int | None:
+        """How many turns the task has taken, if the next one is due; None if it has nothing to do."""
+        return self._turns if self._wake.is_set() or now >= self._next_at else None
+
     def drain(self, now: float, deadline: float) -> None:
         """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""
         self._draining = True
@@ -168,7 +164,7 @@ class Destination:
             self._exits.drop_split(split)
         for batch in self._queue.frozen():
             self._exits.drop(batch)
-        self._contact = None
+        self._contact.end()
 
     def recover_in_flight(self) -> None:
         """After the task died: what was in flight goes back, its outcome unknown."""
@@ -185,6 +181,8 @@ class Destination:
             while True:
                 self._wake.clear()
                 delay_s = self._turn(group)
+                self._turns += 1
+                self._next_at = math.inf if delay_s is None else self._s.now() + delay_s
                 try:
                     async with asyncio.timeout(delay_s):
                         await self._wake.wait()
@@ -255,11 +253,14 @@ class Destination:
                 self._wake.set()
                 return
             reply = await self._attempts.send(batch)
+            self._status = reply.status if reply.status >= 300 else None
             upstream = self._s.upstream
             decision = judge(reply, batch.row_count, counts_seen=upstream.counts_seen, now_utc=self._s.utc_now())
         except UpstreamError as error:
+            self._status = None
             decision = judge_failure(error)
         except NoToken:
+            self._status = None
             decision = Held("the file of TINYBIRD_TOKEN_FILE is not there yet")
         except Exception as error:  # noqa: BLE001 - whatever broke, the batch must go back
             self._s.meters.internal_errors += 1
@@ -293,12 +294,10 @@ class Destination:
                 self.pacing.answered(now, started_at)
                 await self._reject(decision, batch, now)
             case Partial():
-                self.pacing.answered(now, started_at)
-                contact = self._keep_contact_of(batch)
+                contact = self._contact.keep_that_of(batch)
                 message = decision.message or decision.reason
                 self._exits.give_up(batch, LetterReason.PARTIAL, now, status=decision.status, message=message)
-                _end_contact(contact)
-                self._splitting.settled(batch, now)
+                self._went_in(batch, contact, started_at, now)
             case Denied():
                 if not self.pacing.confirmed and (self.key.token is not None or decision.status == 404):
                     self._refuse(decision, batch, now)
@@ -307,8 +306,7 @@ class Destination:
 
     async def _reject(self, rejected: Rejected, batch: FrozenBatch, now: float) -> None:
         """Nothing of it was ingested, and unchanged it never will be."""
-        if not batch.promised and self._contact is not None:
-            self._withdraw_contact(rejected.status, rejected.message or rejected.reason)
+        if not batch.promised and self._contact.withdraw(rejected.status, rejected.message or rejected.reason):
             return
         if rejected.too_large:
             self._splitting.learn_size(batch, now)
@@ -320,17 +318,23 @@ class Destination:
             await self._splitting.halve(batch)
         else:
             message = rejected.message or rejected.reason
+            self.pacing.release(now)
             self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=message)
 
     def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
         """Tinybird has the rows: the destination flows, and is confirmed."""
         if outcome.mismatch or not outcome.unverified:
             self._s.upstream.counts_seen = True
-        contact = self._keep_contact_of(batch)
-        was_unconfirmed = self.unconfirmed
+        contact = self._contact.keep_that_of(batch)
         self._exits.settle(batch, outcome, now)
-        _end_contact(contact)
+        self._settled_at = now
+        self._went_in(batch, contact, started_at, now)
+
+    def _went_in(self, batch: FrozenBatch, contact: Ticket | None, started_at: float, now: float) -> None:
+        """Tinybird took rows, so token and data source are good. ``batch`` has left already."""
+        end_contact(contact)
         self._splitting.settled(batch, now)
+        was_unconfirmed = self.unconfirmed
         self.pacing.succeeded(started_at)
         self.refusing = None
         self._expiry.accepted()
@@ -345,6 +349,9 @@ class Destination:
         self.pacing.hold(now, reason)
         self._chronicle.trouble(reason, now, self.buffered_rows(), held=True)
         self._stop_waiting()
+
+    def _release(self) -> None:
+        self.pacing.release(self._s.now())
 
     def _wake_up(self) -> None:
         self._wake.set()
@@ -361,31 +368,13 @@ class Destination:
         self.refusing = Refusing(denied.status, denied.message or denied.reason, now + REFUSAL_S)
         self._expiry.refused(now)
         self._hold(denied.reason, batch, now, refused=True)
-        if self._contact is not None:
-            self._withdraw_contact(denied.status, self.refusing.message)
-
-    def _withdraw_contact(self, status: int, message: str) -> None:
-        """Nobody was promised anything: the first item leaves as if it had never come, and its client hears why."""
-        contact, self._contact = self._contact, None
-        if contact is None:
-            return
-        for batch in contact.batches:
-            self._exits.let_go(batch, "not_taken")
-        contact.ticket.resolve(NotTaken(status, message))
+        self._contact.withdraw(denied.status, self.refusing.message)
 
     def _put_back(self, batch: FrozenBatch, *, refused: bool = False) -> None:
         """Back to the others; what was only a first contact becomes a promise, unless it is being refused."""
         self._queue.put_back(batch)
         if not refused:
-            _end_contact(self._keep_contact_of(batch))
-
-    def _keep_contact_of(self, batch: FrozenBatch) -> Ticket | None:
-        """A verdict that refuses nothing: what was only a first contact is promised. Returns its ticket."""
-        if batch.promised or self._contact is None:
-            return None
-        ticket = self._contact.ticket
-        self.keep_contact(ticket)
-        return ticket
+            end_contact(self._contact.keep_that_of(batch))
 
     def _stop_waiting(self) -> None:
         """Nobody should wait for what will not come soon: 202, the rows stay."""
@@ -420,6 +409,7 @@ class Destination:
             token_hash=None if self.key.token is None else fingerprint(self.key.token),
             state=pacing.state,
             reason=pacing.reason,
+            status=self._status,
             confirmed=pacing.confirmed,
             buffered_rows=rows,
             buffered_bytes=queue.held()[1],
@@ -430,15 +420,11 @@ class Destination:
             batches_waiting=len(queue.waiting),
             next_attempt_in_s=None if queue.in_flight or math.isinf(pause_s) else max(0.0, pause_s),
             not_delivering_for_s=None if since is None else now - since,
+            delivered_ago_s=None if self._settled_at is None else now - self._settled_at,
+            stuck_after_s=stuck_after(self._s.limits.flush_interval_s),
             refusing=None if self.refusing is None else self.refusing.status,
             splitting=self._splitting.facts(),
             ceiling_bytes=None if math.isinf(ceiling) else int(ceiling),
             letters_rows=letters,
             ledger=self.ledger.as_dict(rows, letters),
         )
-
-
-def _end_contact(ticket: Ticket | None) -> None:
-    """Who waited only to hear whether it may write here hears that it may, if it was not told more."""
-    if ticket is not None and ticket.contact_only:
-        ticket.resolve(Buffered())

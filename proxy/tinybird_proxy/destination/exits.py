@@ -58,6 +58,9 @@ class Exits:
     ) -> None:
         """All rows of ``batch``, a whole one or a piece, become one dead letter."""
         now_utc_s = self._s.utc_now().timestamp()
+        before = [place.letter for place in batch.replays]
+        if any(letter.doubles for letter in before):
+            reason = LetterReason.PARTIAL  # whatever else is wrong with it now, sending it again doubles rows
         letter = DeadLetter(
             id=batch.id,
             key=self._key,
@@ -69,10 +72,13 @@ class Exits:
             status=status,
             message=message,
             batch_id=batch.id if batch.split is None else batch.split.batch.id,
-            first_at=min((place.letter.first_at for place in batch.replays), default=now_utc_s - now + batch.oldest_at),
+            first_at=min((letter.first_at for letter in before), default=now_utc_s - now + batch.oldest_at),
             last_at=now_utc_s,
-            ambiguous=batch.ambiguous or (batch.split is not None and batch.split.ambiguous),
-            replays=max((place.letter.replays for place in batch.replays), default=0),
+            ambiguous=batch.ambiguous
+            or (batch.split is not None and batch.split.ambiguous)
+            or any(letter.ambiguous for letter in before),
+            client_told=any(letter.client_told for letter in before),
+            replays=max((letter.replays for letter in before), default=0),
         )
         told = Refused(status or 503, f"{message}; the rows are kept as dead letters")
         for ticket, _, row_count in batch.tickets:
@@ -85,6 +91,11 @@ class Exits:
 
     def give_back(self, batch: FrozenBatch, refusal: Rejected) -> None:
         """A replay was refused whole: its letters are held again as they were."""
+        if any(place.row_count != place.letter.row_count for place in batch.replays):
+            # Halved after a 413: other rows of the letter went another way, so these become a letter of their own.
+            message = refusal.message or refusal.reason
+            self.give_up(batch, LetterReason.UNDECIDED, self._s.now(), status=refusal.status, message=message)
+            return
         for place in batch.replays:
             place.letter.status, place.letter.message = refusal.status, refusal.message or refusal.reason
             place.letter.ambiguous |= batch.ambiguous

@@ -27,7 +27,10 @@ _log = get_logger("destination")
 
 
 class Splitting:
-    """The refused batches of one destination. ``hold(reason)`` makes it wait for a person, ``wake`` begins a turn."""
+    """The refused batches of one destination.
+
+    ``hold(reason)`` makes it wait for a person, ``release`` ends that, ``wake`` begins a turn.
+    """
 
     def __init__(
         self,
@@ -36,12 +39,14 @@ class Splitting:
         surroundings: Surroundings,
         *,
         hold: Callable[[str], None],
+        release: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
         self._queue = queue
         self._exits = exits
         self._s = surroundings
         self._hold = hold
+        self._release = release
         self._wake = wake
         self._ceiling = Ceiling()
         self._small_refused = 0
@@ -205,6 +210,7 @@ class Splitting:
             self._put_back_whole(split, "so is every row of the batches before")
             return
         self._small_refused += 1
+        self._release()
         if split.batch.row_count > 1:
             self._give_up_condemned(split, self._s.now())
             self._queue.end_split(split, whole=False)

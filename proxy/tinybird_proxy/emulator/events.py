@@ -54,6 +54,8 @@ async def _answer(request: web.Request, state: EmulatorState, headers: dict[str,
         received.fault = fault.to_json()
         state.log.note_progress()
         await asyncio.sleep(fault.delay_s)
+        if fault.reset == "during_body":
+            await request.content.readany()
         return reset_connection(request)
     taken = await take_in(request, datasource)
     is_waiting = request.query.get("wait", "").lower() in _TRUE

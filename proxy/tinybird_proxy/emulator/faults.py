@@ -55,8 +55,8 @@ class Fault:
     """Overrides ``successful_rows`` or ``quarantined_rows`` in the answer."""
     delay_s: float = 0.0
     """Seconds to wait before the answer, on top of the ``wait`` delay."""
-    reset: Literal["before_body", "after_body"] | None = None
-    """Reset the connection instead of answering, before or after the body was read."""
+    reset: Literal["before_body", "during_body", "after_body"] | None = None
+    """Reset the connection instead of answering, before the body is read, after a first piece of it, or after all."""
     hang: bool = False
     """Read everything and never answer; when the faults change the connection is reset."""
     quarantine: int | Literal["all"] | None = None
@@ -77,8 +77,8 @@ class Fault:
             elif not self._sets(_DECORATIONS):
                 allowed = ", ".join(("status", *_OUTCOMES, *_DECORATIONS))
                 raise BadFault(f"a fault must do something: set one of {allowed}")
-        if self.reset == "before_body" and (self.row_matches is not None or self.ingest):
-            raise BadFault("reset: 'before_body' knows no rows, so neither row_matches nor ingest can be set")
+        if self.resets_early and (self.row_matches is not None or self.ingest):
+            raise BadFault(f"reset: '{self.reset}' knows no rows, so neither row_matches nor ingest can be set")
         if self.quarantine is not None and not self.ingests:
             raise BadFault("quarantine: with status, reset or hang it needs ingest: true")
 
@@ -88,6 +88,11 @@ class Fault:
         if self.ingest is not None:
             return self.ingest
         return self.status is None and self.reset is None and not self.hang
+
+    @property
+    def resets_early(self) -> bool:
+        """Whether the connection is reset before all of the body was read."""
+        return self.reset in ("before_body", "during_body")
 
     def _sets(self, names: Collection[str]) -> bool:
         return any(getattr(self, field.name) != field.default for field in fields(self) if field.name in names)
@@ -136,7 +141,7 @@ class FaultList:
         ]
 
     def take_before_body(self, datasource: str, declared_bytes: int | None) -> Fault | None:
-        """The fault that strikes before the body is read, counted as applied."""
+        """The fault that strikes before all of the body is read, counted as applied."""
         return self._take(datasource, declared_bytes or 0, (), before_body=True)
 
     def take(self, datasource: str, size_bytes: int, matching: Collection[str]) -> Fault | None:
@@ -149,7 +154,7 @@ class FaultList:
     def _take(self, datasource: str, size_bytes: int, matching: Collection[str], *, before_body: bool) -> Fault | None:
         for index, (fault, applied) in enumerate(self._faults):
             if (
-                (fault.reset == "before_body") == before_body
+                fault.resets_early == before_body
                 and _is_for(fault, applied, datasource)
                 and (fault.above_bytes is None or size_bytes > fault.above_bytes)
                 and (fault.row_matches is None or fault.row_matches in matching)
@@ -245,7 +250,10 @@ _RULES: Mapping[str, tuple[Any, str]] = {
     ),
     "counts": (_are_counts, "an object of successful_rows, quarantined_rows, each 0 or more"),
     "delay_s": (lambda value: _is_number(value, _MAX_DELAY_S), f"seconds from 0 to {_MAX_DELAY_S:g}"),
-    "reset": (lambda value: value in ("before_body", "after_body"), "'before_body' or 'after_body'"),
+    "reset": (
+        lambda value: value in ("before_body", "during_body", "after_body"),
+        "'before_body', 'during_body' or 'after_body'",
+    ),
     "hang": (_is_bool, "true or false"),
     "quarantine": (
         lambda value: value == "all" or (_is_count(value) and value > 0),

@@ -37,13 +37,12 @@ class FastLane:
             or payload.total_bytes > self._small_max_bytes
             or message.should_close
             or message.upgrade
-            or message.chunked  # see ``http``: what may come behind one has to be looked at
             or message.version != HttpVersion11
         ):
             return None
         path, _, query_text = message.path.partition("?")
         headers = message.headers
-        if path != PATH or "Content-Encoding" in headers or VIA_HEADER in headers:
+        if path != PATH or "Content-Encoding" in headers or VIA_HEADER in headers or "Transfer-Encoding" in headers:
             return None
         heading = self._route.at_once(headers.get("Authorization"), query_text)
         if heading is None:

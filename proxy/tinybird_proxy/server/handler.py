@@ -38,6 +38,8 @@ class PublicHandler:
             return respond(answers.error(400, message), request)
         if path == LIVENESS_PATH:
             return respond(_liveness(request.method), request)
+        if request.method == "CONNECT":
+            return respond(answers.error(405, "this proxy opens no tunnels"), request)
         refusal = self._passthrough.refuse(request.headers, target)
         if refusal is not None:
             return respond(refusal, request)

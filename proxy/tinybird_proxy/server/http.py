@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion10, StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -19,6 +19,8 @@ NOT_HTTP: Final = "the request is not valid HTTP"
 MAX_HEADERS: Final = 128
 # A close with bytes unread resets the connection, and a reset can take away the answer that the client has not read.
 LINGER_S: Final = 1.0
+# The rest of a body that was refused is read and thrown away for so long, so that the client sees the answer.
+UNREAD_S: Final = 5.0
 _HEAD_END: Final = b"\r\n\r\n"
 _TOO_MANY_HEADERS: Final = "Too many headers received"
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -80,6 +82,7 @@ class Connection(Ending):
             max_field_size=limits.max_header_bytes,
             max_headers=MAX_HEADERS,
             auto_decompress=False,
+            lingering_time=UNREAD_S,
             **kwargs,
         )
         self.lane = lane
@@ -111,7 +114,7 @@ class Connection(Ending):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and let the lane answer what it can; everything else wakes the task that serves this connection."""
-        if self._deaf:
+        if self._deaf or self._close or self._force_close:
             return
         waiter, lane = self._waiter, self.lane
         count = self._request_count
@@ -203,8 +206,13 @@ class Connection(Ending):
                 self._drop_behind(position)
                 self._refuse_head(431, self._too_large())
                 return
-            # aiohttp parses what comes behind an upgrade out of our sight.
-            self._is_final |= message.upgrade
+            if not message.chunked and "Transfer-Encoding" in message.headers:
+                # Empty, for one. aiohttp goes by the length then, and others may not.
+                self._drop_behind(position)
+                self._refuse_head(400, NOT_HTTP)
+                return
+            # aiohttp parses what comes behind an upgrade out of our sight; HTTP/1.0 knows nothing of chunks.
+            self._is_final |= message.upgrade or (message.chunked and message.version == HttpVersion10)
             if not payload.is_eof():
                 self._body, self._chunked = payload, message.chunked
                 self._last_bytes = data[-4:]

@@ -164,6 +164,10 @@ async def next_piece(request: web.BaseRequest, *, give_up_at: float, too_slow: s
             return await request.content.readany()
     except BodyNotHttp:
         raise BodyRefused(400, NOT_HTTP) from None
+    except RuntimeError:  # aiohttp's word for a client that left before anybody waited for its body
+        if request.protocol.connected:
+            raise
+        raise ConnectionResetError("the client left") from None
     except TimeoutError:
         if not patience.expired():
             raise  # the connection's own

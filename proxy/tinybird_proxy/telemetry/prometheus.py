@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from tinybird_proxy.health import DestinationFacts
+from tinybird_proxy.health import Cause, DestinationFacts, cause
 from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.telemetry.meters import Histogram, Meters
@@ -107,6 +107,7 @@ def _families(s: Snapshot) -> Iterator[Metric]:
     yield _histogram("upstream_seconds", "Time of one attempt.", meters.upstream_seconds)
     yield _histogram("delivery_seconds", "From taking a batch's oldest row to its settling.", meters.delivery_seconds)
     yield _destination_states(s.destinations)
+    yield from _not_delivering(s.destinations)
     yield _counter("internal_errors", "Errors inside the proxy; the rows were kept.", meters.internal_errors)
     yield _counter("sender_restarts", "Senders that died and were restarted.", meters.sender_restarts)
     yield _gauge("event_loop_lag_seconds", "How late the event loop ran its last timer.", meters.loop_lag_s)
@@ -126,9 +127,8 @@ def _ledger(s: Snapshot) -> Iterator[Metric]:
     # At 0 from the start: what appears only with its first row shows no increase.
     dropped = {**dict.fromkeys(map(str, DropReason), 0), **s.ledger.dropped}
     yield _counters("rows_dropped", "Rows lost: a term of the ledger.", "reason", dropped)
-    yield _counter(
-        "rows_ambiguous", "Rows whose outcome was once unknown: at most so many doubled.", s.ledger.ambiguous
-    )
+    text = "Rows with an attempt of unknown outcome: only these may have arrived more than once."
+    yield _counter("rows_ambiguous", text, s.ledger.ambiguous)
     yield _gauge(
         "ledger_imbalance_rows", "Rows that the ledger cannot account for; anything but 0 is a bug.", s.imbalance
     )
@@ -161,6 +161,21 @@ def _destination_states(destinations: Sequence[DestinationFacts]) -> Metric:
     for state in State:
         family.add_metric([state], sum(facts.state is state for facts in destinations))
     return family
+
+
+def _not_delivering(destinations: Sequence[DestinationFacts]) -> Iterator[Metric]:
+    some = GaugeMetricFamily(
+        f"{_PREFIX}destinations_not_delivering",
+        "Destinations whose rows wait although nothing was delivered for a while, by cause.",
+        labels=["cause"],
+    )
+    rows = GaugeMetricFamily(f"{_PREFIX}rows_not_delivering", "Rows that wait in them, by cause.", labels=["cause"])
+    causes = [(cause(facts), facts.buffered_rows) for facts in destinations]
+    for why in Cause:
+        some.add_metric([why], sum(found is why for found, _ in causes))
+        rows.add_metric([why], sum(waiting for found, waiting in causes if found is why))
+    yield some
+    yield rows
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

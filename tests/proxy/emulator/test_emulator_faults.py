@@ -68,14 +68,17 @@ def test_a_share_is_a_share_of_the_requests() -> None:
     assert _faults(Fault(status=503, share=0.0)).take("hits", 10, ()) is None
 
 
-def test_a_reset_before_the_body_is_taken_before_the_body_only() -> None:
-    faults = _faults(Fault(reset="before_body"), Fault(status=503))
+@pytest.mark.parametrize("reset", ["before_body", "during_body"])
+def test_a_reset_before_the_body_was_read_is_taken_before_that_only(
+    reset: Literal["before_body", "during_body"],
+) -> None:
+    faults = _faults(Fault(reset=reset), Fault(status=503))
     after = faults.take("hits", 10, ())
     before = faults.take_before_body("hits", 10)
     assert after is not None
     assert after.status == 503
     assert before is not None
-    assert before.reset == "before_body"
+    assert before.reset == reset
 
 
 def test_a_body_of_undeclared_length_is_not_reset_by_its_size() -> None:
@@ -133,8 +136,9 @@ def test_null_means_absent() -> None:
         ({"status": 503, "headers": {"a b": "c"}}, "headers: .* must be"),
         ({"status": 503, "headers": {"Content-Length": "3"}}, "headers: .* must be"),
         ({"delay_s": -1}, "delay_s: -1, must be seconds from 0 to 3600"),
-        ({"reset": "sometimes"}, "must be 'before_body' or 'after_body'"),
+        ({"reset": "sometimes"}, "must be 'before_body', 'during_body' or 'after_body'"),
         ({"reset": "before_body", "row_matches": "x"}, "'before_body' knows no rows"),
+        ({"reset": "during_body", "row_matches": "x"}, "'during_body' knows no rows"),
         ({"reset": "before_body", "ingest": True}, "'before_body' knows no rows"),
         ({"quarantine": 0}, "quarantine: 0, must be"),
         ({"quarantine": 1, "status": 500}, "it needs ingest: true"),
