@@ -241,7 +241,8 @@ def _next_attempt(facts: DestinationFacts) -> str:
         return "An attempt is under way."
     if facts.next_attempt_in_s is None:
         if facts.state is State.HELD:
-            return "No attempt is made by itself; `tinybird-proxy probe` makes one."
+            why = ", since it might double the rows" if facts.reason.startswith("TINYBIRD_URL does not") else ""
+            return f"No attempt is made by itself{why}; `tinybird-proxy probe` makes one."
         return "No further attempt is made before the proxy ends."
     if facts.buffered_rows == 0:
         return "The next rows are the next attempt."
@@ -254,8 +255,8 @@ def _to_do(facts: DestinationFacts) -> str:
         return f"To do: {_mend(facts)}"
     if facts.status == 429:
         return (
-            "Nothing to do, unless it goes on: then something else writes there too, or UPSTREAM_RATE is more than"
-            " your plan allows"
+            f"Nothing to do, unless it goes on: then something else writes to {facts.data_source} too, or"
+            " UPSTREAM_RATE is more than your plan allows"
         )
     then = "check TINYBIRD_URL and the network" if facts.status is None else "ask Tinybird"
     return f"Nothing to do, unless it lasts: then {then}"
@@ -280,17 +281,29 @@ def _mend_access(facts: DestinationFacts) -> str:
     """What a person has to do about a 401, 403 or 404."""
     name, status = facts.data_source, facts.refusing or facts.status
     if facts.token_hash is not None:
-        token = f"the client's token ({facts.token_hash}…)"
-        if status == 404:
-            return f"create {name} in the workspace of {token}, mend the name, or set TINYBIRD_URL to its region"
-        return f"the client needs a token of TINYBIRD_URL's region that may append to {name}; this is {token}"
+        return _mend_clients_access(facts, name, status)
     if status == 404:
-        return f"create {name} in the workspace of TINYBIRD_TOKEN, or mend the name that clients send"
+        return (
+            f"create {name} in the workspace of TINYBIRD_TOKEN, mend the name that clients send, or set TINYBIRD_URL to"
+            " the token's region"
+        )
     append = "" if status == 401 else f"let TINYBIRD_TOKEN append to {name}, or "
     return (
         f"{append}put a token of TINYBIRD_URL's region that may append to {name} into the file of TINYBIRD_TOKEN_FILE,"
         " and it is tried at once. TINYBIRD_TOKEN itself changes only with a restart, which loses what is waiting"
     )
+
+
+def _mend_clients_access(facts: DestinationFacts, name: str, status: int | None) -> str:
+    token = f"the client's token (SHA-256 {facts.token_hash}…)"
+    if status == 404:
+        return (
+            f"create {name} in the workspace of {token}, mend the name that the client sends, or set TINYBIRD_URL to"
+            " the token's region"
+        )
+    if facts.buffered_rows:
+        return f"let {token} append to {name}; what waits is sent with that one only"
+    return f"let {token} append to {name}, or give the client another one of TINYBIRD_URL's region"
 
 
 def _splitting(facts: DestinationFacts, split: SplitFacts) -> str:

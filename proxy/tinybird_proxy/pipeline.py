@@ -304,9 +304,8 @@ class Pipeline:
             try:
                 await asyncio.wait([sender])
             finally:
-                if not sender.done():
-                    sender.cancel()
-                    await asyncio.gather(sender, return_exceptions=True)
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
             error = None if sender.cancelled() else sender.exception()
             self._meters.sender_restarts += 1
             what = "a sender died and is restarted; its rows are kept"

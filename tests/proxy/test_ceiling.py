@@ -62,7 +62,7 @@ def test_a_413_begins_the_ten_minutes_anew_from_where_it_stands() -> None:
     ceiling.refused(1_000_000, 0.0)
     ceiling.refused(1_000_000, FORGET_AFTER_S)  # 1,000,000 may be sent by then; that was refused
     assert ceiling.at(2 * FORGET_AFTER_S - 1.0) == 500_000.0
-    ceiling.refused(10_000, 2 * FORGET_AFTER_S)
+    ceiling.refused(10_000_000, 2 * FORGET_AFTER_S)
     assert ceiling.at(2 * FORGET_AFTER_S) == 1_000_000.0
     assert ceiling.at(3 * FORGET_AFTER_S) == 2_000_000.0
 

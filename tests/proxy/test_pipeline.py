@@ -8,20 +8,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from looptime import new_event_loop
 
 from tinybird_proxy.admission import RETRY_AFTER_NOT_DELIVERING_S, Occupancy, Refusal
 from tinybird_proxy.batch import FrozenBatch, Payload
 from tinybird_proxy.buffer import MemoryBuffer
-from tinybird_proxy.dead_letter import EVERY_LETTER, LetterFilter
+from tinybird_proxy.dead_letter import EVERY_LETTER, LetterFilter, Replay
 from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import STOPPING, Pipeline, Replay, Waiting
+from tinybird_proxy.pipeline import STOPPING, Pipeline, Waiting
 from tinybird_proxy.testing.fake_upstream import (
     Attempt,
     FakeUpstream,
@@ -967,6 +968,16 @@ EVERYTHING = {
 }
 
 
+def offer(who: int, *, wait: bool = False) -> Offer:
+    return Offer(who=who, row_count=3, padding=0, wait=wait, leaves_s=None)
+
+
+# What chance alone would bring too seldom: a bad token that is found out too late, and rows that are too large.
+RARE: dict[str, Any] = {"ending": Ending(heals=False, drain_s=None, stop_now_s=None), "seed": 0, "max_age_s": None}
+
+
+@example(steps=[offer(2), Pass(5.0), Pass(3700.0), Pass(61.0)], replies=[(403, 3.0)] * 80, **RARE)
+@example(steps=[offer(0), Pass(5.0), offer(0), Pass(61.0)], replies=[(200, 0.0)] + [(413, 0.0)] * 8, **RARE)
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=STEPS,

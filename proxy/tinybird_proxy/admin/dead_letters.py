@@ -27,6 +27,8 @@ NDJSON: Final = "application/x-ndjson"
 LETTERS_HEADER: Final = "X-Dead-Letters"
 ROWS_HEADER: Final = "X-Dead-Letter-Rows"
 REPLAYING_HEADER: Final = "X-Dead-Letter-Rows-Replaying"
+# As ``until`` it means the letters of this answer and none that came later.
+AS_OF_HEADER: Final = "X-As-Of"
 # One to four milliseconds of the event loop.
 _LETTERS_AT_ONCE: Final = 1000
 _LINES_AT_ONCE: Final = 200
@@ -66,11 +68,13 @@ class DeadLetterRoutes:
     async def look(self, request: web.Request) -> web.StreamResponse:
         """The letters as NDJSON, or nothing but their rows."""
         query = self._query(request, also=("limit", "rows", "format"))
+        as_of = _when(self._now_utc_s(), "microseconds")
         chosen = await self._choose(query)
         response = web.StreamResponse(
             headers={
                 "Content-Type": NDJSON,
                 "Cache-Control": "no-store",
+                AS_OF_HEADER: as_of,
                 LETTERS_HEADER: str(len(chosen)),
                 ROWS_HEADER: str(sum(letter.row_count for letter in chosen)),
                 REPLAYING_HEADER: str(sum(letter.row_count for letter in chosen if letter.replaying)),
@@ -159,11 +163,13 @@ class DeadLetterRoutes:
         self._authorise(request)
         if request.can_read_body:
             raise Refused(400, "filters belong in the query, as in ?name=clicks&reason=rejected; a body is not read")
-        now_utc_s = self._pipeline.surroundings.utc_now().timestamp()
         try:
-            return parse_letter_query(request.query.items(), also=also, now_utc_s=now_utc_s)
+            return parse_letter_query(request.query.items(), also=also, now_utc_s=self._now_utc_s())
         except BadQuery as error:
             raise Refused(400, str(error)) from error
+
+    def _now_utc_s(self) -> float:
+        return self._pipeline.surroundings.utc_now().timestamp()
 
     async def _choose(self, query: LetterQuery) -> deque[DeadLetter]:
         """The letters that are meant, oldest first."""
@@ -250,8 +256,8 @@ def _rows_of(body: bytes) -> Iterator[bytes]:
     yield b"\n"
 
 
-def _when(utc_s: float) -> str:
-    return datetime.fromtimestamp(utc_s, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+def _when(utc_s: float, precision: str = "milliseconds") -> str:
+    return datetime.fromtimestamp(utc_s, UTC).isoformat(timespec=precision).removesuffix("+00:00") + "Z"
 
 
 def _skipped_by(outcome: Replay) -> dict[str, int]:

@@ -137,6 +137,11 @@ class Streamed:
         """The number in a header."""
         return int(self._response.getheader(header, "0"))
 
+    @property
+    def as_of(self) -> str:
+        """The moment that it shows: as ``until`` it leaves out what came later."""
+        return self._response.getheader("X-As-Of", "")
+
 
 @contextmanager
 def _broken_as_sentence(url: str) -> Iterator[None]:

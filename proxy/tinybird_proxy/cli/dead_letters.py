@@ -113,8 +113,7 @@ def ls(admin_url: str | None, as_json: bool, **chosen: Any) -> None:
 def show(admin_url: str | None, letter_id: str) -> None:
     """Show one dead letter, what to do about it, and its rows."""
     client = make_client(admin_url, os.environ)
-    query = [("id", letter_id)]
-    with client.streamed("GET", _PATH, query, content_type=_NDJSON) as answer:
+    with client.streamed("GET", _PATH, [("id", letter_id)], content_type=_NDJSON) as answer:
         letter = next(_letters(answer), None)
     if letter is None:
         raise click.ClickException(f"there is no dead letter {_plain(letter_id)} (any more): see `dead-letters ls`")
@@ -130,7 +129,7 @@ def show(admin_url: str | None, letter_id: str) -> None:
     if letter["replaying"]:
         click.echo("It is being replayed: its rows stand in the buffer again.")
     click.echo()
-    with client.streamed("GET", _PATH, [*query, ("format", "rows")], content_type=_NDJSON) as answer:
+    with client.streamed("GET", _PATH, [("id", letter["id"]), ("format", "rows")], content_type=_NDJSON) as answer:
         for piece in _for_a_terminal(answer.pieces()) if sys.stdout.isatty() else answer.pieces():
             _write_out(piece)
         if answer.announced("X-Dead-Letters") == 0:
@@ -143,7 +142,10 @@ def show(admin_url: str | None, letter_id: str) -> None:
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 def export(admin_url: str | None, file: Path | None, force: bool, **chosen: Any) -> None:
-    """Write the rows of dead letters, one a line, to FILE or to the standard output. The letters stay."""
+    """Write the rows of dead letters, one a line, to FILE or to the standard output. The letters stay.
+
+    It ends with a moment: `drop` with the same filters and --until that moment drops no letter that came later.
+    """
     client, query = make_client(admin_url, os.environ), [*_query(chosen), ("format", "rows")]
     if file is None or str(file) == "-":
         with client.streamed("GET", _PATH, query, content_type=_NDJSON) as answer:
@@ -189,6 +191,8 @@ def drop(admin_url: str | None, everything: bool, yes: bool, **chosen: Any) -> N
         with client.streamed("GET", _PATH, query, content_type=_NDJSON) as answer:
             letters = _count(answer.announced("X-Dead-Letters"), "dead letter")
             rows = _count(answer.announced("X-Dead-Letter-Rows"), "row")
+            if not chosen["until"]:
+                query.append(("until", answer.as_of))  # what comes while somebody thinks was not asked about
         click.confirm(f"Delete {letters} with {rows} for ever?", abort=True, err=True)
     done = client.ask("DELETE", _PATH, query or [("all", "true")])
     if done["deleted_letters"]:
@@ -247,7 +251,7 @@ def _copy(answer: Streamed, to: BinaryIO) -> str:
         raise click.ClickException(f"only {count} of {_count(wanted, 'row')} came; try again")
     said = f"{_count(count, 'row')} of {_count(letters, 'dead letter')}"
     replaying = answer.announced("X-Dead-Letter-Rows-Replaying")
-    return f"{said}; {replaying} of them are being replayed, too" if replaying else said
+    return (f"{said}; {replaying} of them are being replayed, too" if replaying else said) + f", as of {answer.as_of}"
 
 
 def _export_to_file(client: AdminClient, query: Query, file: Path) -> str:
@@ -266,7 +270,7 @@ def _export_to_file(client: AdminClient, query: Query, file: Path) -> str:
             raise
     except OSError as error:
         raise click.ClickException(f"{file} cannot be written: {error.strerror or error}") from error
-    return f"{said} in {file}"
+    return f"{file}: {said}"
 
 
 # How it looks.

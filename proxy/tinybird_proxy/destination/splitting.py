@@ -203,6 +203,8 @@ class Splitting:
         else:
             await self._give_up_undecided(split)
             self._queue.end_split(split, whole=False)
+            if how is not Ended.STOPPED:
+                self._release()  # Tinybird has judged these rows, so whatever was held before is put right
 
     def _finish_small(self, split: Split) -> None:
         """Each of a handful of rows was refused alone."""

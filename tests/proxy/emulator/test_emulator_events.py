@@ -175,6 +175,7 @@ async def test_a_delay_is_added_to_that_of_wait(start: Start, session: aiohttp.C
     ("fault", "was_read", "stored_count"),
     [
         (Fault(reset="before_body"), False, 0),
+        (Fault(reset="during_body"), False, 0),
         (Fault(reset="after_body"), True, 0),
         (Fault(reset="after_body", ingest=True), True, 1),
     ],
@@ -195,6 +196,21 @@ async def test_a_reset_breaks_the_connection_instead_of_answering(
     received = emulator.requests[0]
     assert (received.status, received.body_bytes is not None) == (None, was_read)
     assert len(await emulator.rows("hits")) == stored_count
+
+
+async def test_a_reset_during_the_body_waits_for_its_first_piece_and_not_for_the_rest(start: Start) -> None:
+    emulator = await start()
+    emulator.set_faults(Fault(reset="during_body"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", emulator.port)
+    writer.write(b"POST /v0/events?name=hits&token=T HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+    await emulator.wait_until(lambda: emulator.faults[0][1] == 1)
+    assert emulator.requests[0].answered_loop_s is None
+    writer.write(b"{")
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    with pytest.raises(ConnectionResetError):
+        await writer.wait_closed()
 
 
 async def test_a_request_that_hangs_is_reset_when_the_faults_change(

@@ -1,7 +1,7 @@
 """`tinybird_proxy.emulator.faults`: which fault strikes which request."""
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
