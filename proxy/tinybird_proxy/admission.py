@@ -23,6 +23,7 @@ class Standing(Enum):
     """How a destination stands when it asks for room."""
 
     DELIVERING = "delivering"
+    OVER_SHARE = "over_share"  # delivers, but has more than an even share: the headroom is the others'
     NOT_DELIVERING = "not_delivering"
     UNCONFIRMED = "unconfirmed"
 
@@ -72,8 +73,9 @@ def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy,
     if row_count > capacity.max_rows or size_bytes > capacity.max_bytes:
         return Refusal(413, "too_large", TOO_LARGE)
     rows, size = held.row_count + row_count, held.size_bytes + size_bytes
-    if standing is Standing.DELIVERING:
-        if rows <= capacity.max_rows * (1 + HEADROOM) and size <= capacity.max_bytes * (1 + HEADROOM):
+    if standing in (Standing.DELIVERING, Standing.OVER_SHARE):
+        most = 1.0 + (HEADROOM if standing is Standing.DELIVERING else 0.0)
+        if rows <= capacity.max_rows * most and size <= capacity.max_bytes * most:
             return None
         return Refusal(503, "buffer_full", FULL)
     if standing is Standing.UNCONFIRMED:
@@ -86,6 +88,14 @@ def refuse(standing: Standing, row_count: int, size_bytes: int, held: Occupancy,
     if rows > capacity.max_rows or size > capacity.max_bytes:
         return Refusal(429, "share", NOT_DELIVERED)
     return None
+
+
+def is_over_share(row_count: int, size_bytes: int, sharers: int, capacity: Capacity) -> bool:
+    """Whether a destination that holds so much has more than its even share of capacity and headroom.
+
+    Such a one leaves the headroom to the others: it may fail before anybody knows, and keep for long what it took.
+    """
+    return max(row_count / capacity.max_rows, size_bytes / capacity.max_bytes) * sharers > 1 + HEADROOM
 
 
 def retry_after_s(held_rows: int, capacity_rows: int, delivered_rows_per_s: float) -> int:

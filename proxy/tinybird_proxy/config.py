@@ -216,7 +216,7 @@ def format_duration(seconds: float) -> str:
 OPTIONS: tuple[Option, ...] = (
     Option("PORT", "port", _integer(0, 65535), "8000", "Public port (0: any free one)."),
     Option("HOST", "host", _text, "0.0.0.0", "Address of the public port."),  # noqa: S104 - a container must be reachable
-    Option("ADMIN_PORT", "admin_port", _integer(0, 65535), "8001", "Port of health, status, metrics and drain (0: any free one)."),
+    Option("ADMIN_PORT", "admin_port", _integer(0, 65535), "8001", "Port of health, status, metrics, drain and dead letters (0: any free one)."),
     Option("ADMIN_HOST", "admin_host", _text, "127.0.0.1", "Address of the admin port."),
     Option("ADMIN_TOKEN", "admin_token", _token, None, "Token for the admin port's actions. Without it: only from localhost, with the header `X-Tinybird-Proxy: 1`.", secret=True),
     Option("ADMIN_TOKEN_FILE", "admin_token_file", _text, None, "The same from a file, read again when it changes."),
@@ -237,7 +237,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("RECEIVE_BYTES", "receive_bytes", _size(65536), "64MB", "Bytes of all larger bodies (over 64 KiB) being received at once."),
     Option("MAX_BODY_BYTES", "max_body_bytes", _size(1, 10**9), "10MB", "Largest body of a client, as sent."),
     Option("MAX_INFLATED_BYTES", "max_inflated_bytes", _size(1, 10**9), "64MB", "Largest body of a client after decompression."),
-    Option("MAX_DESTINATIONS", "max_destinations", _integer(1, 100_000), "1000", "Most destinations (data source, `__tb` parameters, client's own token) at once."),
+    Option("MAX_DESTINATIONS", "max_destinations", _integer(1, 10_000), "1000", "Most destinations (data source, `__tb` parameters, client's own token) at once. Clients' own tokens that Tinybird has not confirmed may take half of them."),
     Option("MAX_AGE", "max_age_s", _duration(1.0, 365 * 86400.0), None, "A batch whose youngest row is older becomes a dead letter (default: rows are tried for ever)."),
     Option("DEAD_LETTER_BYTES", "dead_letter_bytes", _size(0), "64MB", "Memory for dead letters; beyond it the oldest are lost, which is counted and logged."),
     Option("UPSTREAM_WAIT", "upstream_wait", _flag, "true", "Ask Tinybird with `wait=true`, so that its answer means written."),

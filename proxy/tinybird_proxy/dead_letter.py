@@ -8,6 +8,7 @@ again, and the letter stays, marked, until the last of them has settled.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tinybird_proxy.batch import DestinationKey, Payload
 from tinybird_proxy.ledger import Ledger, LetterReason
@@ -116,6 +117,7 @@ class DeadLetters:
         self._max_bytes = max_bytes
         self._now = now
         self._letters: dict[str, DeadLetter] = {}
+        self._strangers: dict[str, DeadLetter] = {}  # held ones whose token was never accepted
         self._held_rows: Counter[DestinationKey] = Counter()
         self._evicted_untold = 0
         self._evictions_told_at: float | None = None
@@ -197,8 +199,11 @@ class DeadLetters:
     def _hold(self, letter: DeadLetter) -> None:
         self._held_rows[letter.key] += letter.row_count
         self.held_bytes += letter.size_bytes
+        if letter.reason is LetterReason.UNAUTHORIZED:
+            self._strangers[letter.id] = letter
 
     def _unhold(self, letter: DeadLetter) -> None:
+        self._strangers.pop(letter.id, None)
         self.held_bytes -= letter.size_bytes
         self._held_rows[letter.key] -= letter.row_count
         if self._held_rows[letter.key] == 0:
@@ -219,9 +224,13 @@ class DeadLetters:
             self._tell_evictions(now)
 
     def _oldest(self, size_bytes: int) -> list[DeadLetter]:
-        """The oldest held letters that take ``size_bytes`` together, or a little more."""
+        """The oldest held letters that take ``size_bytes`` together, or a little more; strangers' before all others.
+
+        Whoever guesses tokens must not push out what others want to keep.
+        """
         found: list[DeadLetter] = []
-        for letter in self._letters.values():
+        known = (letter for letter in self._letters.values() if letter.id not in self._strangers)
+        for letter in chain(self._strangers.values(), known):
             if size_bytes <= 0:
                 break
             if not letter.replaying:

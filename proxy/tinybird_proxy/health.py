@@ -131,10 +131,12 @@ def overall(
     utilisation: float,
     letters_rows: int = 0,
     lost_rows: int = 0,
+    imbalance: int = 0,
 ) -> str:
     """How the whole proxy is: one sentence, or one for each thing that is wrong.
 
     ``letters_rows``: in dead letters, of forgotten destinations too. ``lost_rows``: since the start.
+    ``imbalance``: rows by which the ledger is off.
     """
     said = [] if phase == "running" else [_ending(destinations, phase)]
     causes = [(why, facts) for facts in destinations if (why := cause(facts)) is not None]
@@ -155,6 +157,8 @@ def overall(
         said.append(f"{_are(letters_rows, 'row')} in dead letters, in memory only: {_LOOK}.")
     if lost_rows:
         said.append(f"{count(lost_rows, 'row')} {'was' if lost_rows == 1 else 'were'} lost: the log says when and why.")
+    if imbalance:
+        said.append(f"The ledger is off by {count(imbalance, 'row')}: a fault of the proxy, please report it.")
     return " ".join(said) or "All is well."
 
 
@@ -380,7 +384,7 @@ def _so_far(facts: DestinationFacts) -> Iterator[str]:
     if isinstance(rows := ledger.get("unverified"), int) and rows:
         yield f"{count(rows, 'row')} taken without Tinybird saying that they are written (unverified)"
     if isinstance(rows := ledger.get("ambiguous"), int) and rows:
-        yield f"at most {count(rows, 'row')} that may have arrived twice (ambiguous)"
+        yield f"{count(rows, 'row')} that may have arrived more than once (ambiguous)"
 
 
 def _since(facts: DestinationFacts) -> str:

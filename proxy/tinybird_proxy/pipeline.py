@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tinybird_proxy.admission import Capacity, Refusal, Standing, has_room, refuse, retry_after_s
+from tinybird_proxy.admission import Capacity, Refusal, Standing, has_room, is_over_share, refuse, retry_after_s
 from tinybird_proxy.batch import DestinationKey
-from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter, Replay, batches_of, choose
+from tinybird_proxy.dead_letter import DeadLetter, LetterFilter, Replay, batches_of, choose
 from tinybird_proxy.destination import Destination, Surroundings
 from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import Ledger
@@ -197,7 +197,10 @@ class Pipeline:
     def _standing(self, destination: Destination) -> Standing:
         if destination.unconfirmed:
             return Standing.UNCONFIRMED
-        return Standing.DELIVERING if destination.delivering else Standing.NOT_DELIVERING
+        if not destination.delivering:
+            return Standing.NOT_DELIVERING
+        over = is_over_share(*destination.held(), len(self._destinations), self.limits.capacity)
+        return Standing.OVER_SHARE if over else Standing.DELIVERING
 
     def _with_retry_after(self, refusal: Refusal, now: float) -> Refusal:
         if refusal.status not in (429, 503):
@@ -234,11 +237,20 @@ class Pipeline:
         return self._forget_one(strangers) or self._forget_one(self._destinations.values())
 
     def _forget_one(self, candidates: Iterable[Destination]) -> bool:
-        """Make room: forget the idle one of ``candidates`` that was not used for longest."""
-        idle = [destination for destination in candidates if destination.idle]
-        if not idle:
+        """Make room: forget the one of ``candidates`` that was not used for longest, if it is idle or refused.
+
+        What a refused one still holds becomes dead letters, before their hour is over.
+        """
+        by_use = sorted(candidates, key=lambda destination: destination.used_at)
+        oldest = next((destination for destination in by_use if destination.idle), None)
+        if oldest is None:
+            for destination in by_use:
+                destination.give_up_refused()
+                if destination.idle:
+                    oldest = destination
+                    break
+        if oldest is None:
             return False
-        oldest = min(idle, key=lambda destination: destination.used_at)
         self._with_letters[oldest.key] = oldest.ledger
         self._forget_ledgers()
         del self._destinations[oldest.key]
@@ -288,12 +300,6 @@ class Pipeline:
             destination.put_replay(items, self.surroundings.now())
             outcome.replayed_letters += len(items)
             outcome.replayed_rows += row_count
-
-    def delete_letters(self, wanted: LetterFilter = EVERY_LETTER) -> tuple[int, int]:
-        """Delete the letters that ``wanted`` means, unless they are being replayed. Letters and rows that are gone."""
-        letters = self.surroundings.letters
-        gone = [letter.row_count for letter in letters.select(wanted) if letters.delete(letter)]
-        return len(gone), sum(gone)
 
     # The tasks.
 

@@ -43,7 +43,12 @@ async def test_a_running_proxy_is_live_and_ready_and_says_how_it_is() -> None:
         assert (live.status, live.json()) == (200, {"live": True})
         ready = await _get(world, "/readyz")
         assert ready.status == 200
-        assert ready.json() == {"ready": True, "phase": "running", "sentence": "All is well."}
+        assert ready.json() == {
+            "ready": True,
+            "phase": "running",
+            "sentence": "All is well.",
+            "not_delivering": [],
+        }
 
 
 async def test_trouble_is_told_by_readyz_with_200() -> None:

@@ -24,6 +24,7 @@ from tests.proxy.running import (
 )
 
 from tinybird_proxy import codec
+from tinybird_proxy.admin import dead_letters
 from tinybird_proxy.batch import DestinationKey, Payload
 from tinybird_proxy.dead_letter import DeadLetter, LetterFilter
 from tinybird_proxy.ledger import Ledger, LetterReason
@@ -304,6 +305,22 @@ async def test_a_reader_that_leaves_is_no_trouble(caplog: pytest.LogCaptureFixtu
             peer.writer.transport.abort()
         assert len(await _listed(world)) == 4
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_STALL_S", 0.1)
+    async with running_world() as world:
+        noise = random.Random(1).randbytes(4_000_000).hex().encode()
+        for number in range(6):
+            _put(world, f"a-{number}", b'{"n":"%s"}' % noise)
+        async with connected(world.proxy.admin_port) as peer:
+            await peer.send(request("/dead-letters?format=rows", method="GET", headers=DELIBERATE, token=None))
+            await peer.head()
+            peer.pause()
+            await until(lambda: "a reader of dead letters took nothing for a while and was cut off" in caplog.messages)
+        assert len(await _listed(world)) == 6
 
 
 async def test_letters_that_go_meanwhile_are_still_shown_to_who_asked_before() -> None:

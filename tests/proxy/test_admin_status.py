@@ -24,6 +24,7 @@ from tests.proxy.running import (
 )
 
 from tinybird_proxy import __version__
+from tinybird_proxy.admin.status import NOT_DELIVERING_MAX
 from tinybird_proxy.emulator import Fault, TokenEntry
 
 LATER = {"FLUSH_INTERVAL": "1h"}
@@ -132,12 +133,64 @@ async def test_a_hold_is_told_with_its_reason_and_the_next_attempt() -> None:
         await post(world.port, body=b"{}\n{}")
         await until(lambda: world.status()["destinations"][0]["state"] == "held")
         status = await _status(world)
-        assert status["sentence"] == "1 destination not delivering (hits): 2 rows kept."
+        assert status["sentence"] == (
+            "1 destination is not delivering (hits): 2 rows are kept. Somebody has to act on hits: `/status` says how."
+        )
         (destination,) = status["destinations"]
         assert "does not accept the token" in destination["reason"]
         assert 50 < destination["next_attempt_in_s"] <= 60
         assert destination["not_delivering_for_s"] >= 0
-        assert "somebody has to put this right" in destination["sentence"]
+        assert "To do: let TINYBIRD_TOKEN append to hits" in destination["sentence"]
+        assert (destination["cause"], destination["status"]) == ("held", 403)
+
+
+async def test_a_name_that_was_never_taken_is_shown_while_it_is_refused_and_forgotten_after() -> None:
+    async with running_world({"create_datasources": False}) as world:
+        assert (await post(world.port)).status == 404
+        status = await _status(world)
+        (refused,) = status["destinations"]
+        assert (refused["cause"], refused["refusing"], refused["ledger"]["accepted"]) == ("refused", 404, 0)
+        assert status["sentence"] == "Tinybird refuses 1 destination (hits): its clients are told."
+        world.proxy.pipeline.probe_all()  # as a changed token does
+        status = await _status(world)
+        assert (status["destinations"], status["sentence"]) == ([], "All is well.")
+        assert world.proxy.reporter.not_delivering() == []
+
+
+async def test_those_that_do_not_deliver_are_listed_by_their_rows_and_no_more_than_a_probe_can_read() -> None:
+    count = NOT_DELIVERING_MAX + 2
+    async with running_world({"tokens": (TokenEntry("client"),)}, TINYBIRD_TOKEN=None, MAX_DESTINATIONS="200") as world:
+        names = [f"d{n}" for n in range(count)]
+        for name in names:
+            assert (await post(world.port, f"name={name}&wait=true", token="client")).status == 200
+        world.tinybird.set_faults(Fault(status=508))
+        for n, name in enumerate(names):
+            assert (await post(world.port, f"name={name}", b"{}\n" * (n + 1), token="client")).status == 202
+        await until(lambda: all(found["state"] == "held" for found in world.status()["destinations"]))
+        body = (await ask(world.proxy.admin_port, "/readyz", method="GET", token=None)).json()
+        listed = body["not_delivering"]
+        assert [found["rows"] for found in listed] == list(range(count, count - NOT_DELIVERING_MAX, -1))
+        assert {found["cause"] for found in listed} == {"held"}
+        assert listed[0]["sentence"].startswith("Held for ")
+        assert listed[0]["oldest_age_s"] >= 0
+        assert listed[0]["delivered_ago_s"] >= 0
+        assert body["sentence"].startswith(f"{count} destinations are not delivering (d0, d1, d10, d11, d12, …): ")
+
+
+async def test_dead_letters_are_counted_in_status_also_those_of_forgotten_destinations() -> None:
+    async with running_world(MAX_DESTINATIONS="1", TINYBIRD_TOKEN=TOKEN) as world:
+        assert (await post(world.port, "name=hits&wait=true")).status == 200
+        world.tinybird.set_faults(Fault(status=422, times=1))
+        assert (await post(world.port, "name=hits&wait=true", b"{}\n{}")).status == 422
+        assert (await post(world.port, "name=clicks&wait=true")).status == 200
+        status = await _status(world)
+        assert [found["data_source"] for found in status["destinations"]] == ["clicks"]
+        assert status["dead_letters"]["rows"] == 2
+        assert status["dead_letters"]["rows_by_reason_so_far"] == {"partial": 2}
+        assert status["dead_letters"]["bytes"] > 0
+        assert status["sentence"].startswith("2 rows are in dead letters, in memory only: ")
+        assert status["ledger"]["letters_held"] == 2
+        assert status["ledger"]["balances"] is True
 
 
 async def test_the_token_in_use_is_shown_by_its_hash_since_when_and_what_tinybird_said_to_it() -> None:

@@ -24,9 +24,7 @@ def test_after_a_413_half_as_much_may_be_sent() -> None:
     [
         pytest.param([1_000_000, 400_000], 200_000.0, id="a smaller one is refused: half of that"),
         pytest.param([1_000_000, 1_000_000], 500_000.0, id="the same again changes nothing"),
-        pytest.param(
-            [1_000_000, 9_000_000], 500_000.0, id="a larger one, a single row, teaches nothing new"
-        ),
+        pytest.param([1_000_000, 9_000_000], 500_000.0, id="a larger one, a single row, teaches nothing new"),
         pytest.param([1], LEAST_BYTES, id="never less than what every Tinybird takes"),
         pytest.param([0], LEAST_BYTES, id="whatever was refused"),
     ],

@@ -294,25 +294,41 @@ async def test_on_a_terminal_a_drop_asks_first() -> None:
                 os.close(theirs)
             assert "Delete 2 dead letters with 2 rows for ever? [y/N]" in ended.stderr
             assert len(await found.letters()) == left
-        # What comes while somebody thinks was not asked about.
-        ours, theirs = pty.openpty()
-        try:
-            asking = asyncio.create_task(typed("dead-letters", "drop", "--all", env=found.env, stdin=theirs))
-            await until(lambda: bool(select.select([ours], [], [], 0)[0]) or asking.done())
-            found.tinybird.set_faults({"status": 422})
-            await found.lose("hits", b"{}", count=3)
-            os.write(ours, b"y\n")
-            assert (await asking).stdout == "1 dead letter with 2 rows deleted.\n"
-        finally:
-            os.close(ours)
-            os.close(theirs)
         ours, theirs = pty.openpty()
         try:
             ended = await typed("dead-letters", "drop", "--all", "--yes", env=found.env, stdin=theirs)
         finally:
             os.close(ours)
             os.close(theirs)
-        assert (ended.stdout, ended.stderr) == ("1 dead letter with 1 row deleted.\n", "")
+        assert (ended.stdout, ended.stderr) == ("1 dead letter with 2 rows deleted.\n", "")
+
+
+async def test_what_comes_while_somebody_thinks_about_a_drop_stays() -> None:
+    async with desk_with_letters() as found:
+        ours, theirs = pty.openpty()
+        dropping = await asyncio.create_subprocess_exec(
+            *(*COMMAND, "dead-letters", "drop", "--all"),
+            env={"PATH": os.environ["PATH"], **found.env},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert dropping.stderr is not None
+            async with asyncio.timeout(DEADLINE_S):
+                assert b"3 dead letters with 4 rows" in await dropping.stderr.readuntil(b"[y/N]")
+            found.tinybird.set_faults({"status": 422})
+            await found.lose("hits", b"{}", count=5)
+            os.write(ours, b"y\n")
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await dropping.communicate())[0] == b"3 dead letters with 4 rows deleted.\n"
+        finally:
+            if dropping.returncode is None:
+                dropping.kill()
+                await dropping.wait()
+            os.close(ours)
+            os.close(theirs)
+        assert [letter["rows"] for letter in await found.letters()] == [1]
 
 
 async def test_a_probe_tries_what_is_held_again() -> None:

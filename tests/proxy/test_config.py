@@ -293,7 +293,7 @@ BOUNDS: Final = {
     "RECEIVE_BYTES": ("65535", "64Ki", "1000GB", "1000000000001"),
     "MAX_BODY_BYTES": ("0", "1", "1GB", "1000000001"),
     "MAX_INFLATED_BYTES": ("0", "1", "1GB", "1000000001"),
-    "MAX_DESTINATIONS": ("0", "1", "100000", "100001"),
+    "MAX_DESTINATIONS": ("0", "1", "10000", "10001"),
     "MAX_AGE": ("999ms", "1s", "365d", "366d"),
     "DEAD_LETTER_BYTES": ("-1", "0", "1000GB", "1000000000001"),
     "UPSTREAM_RATE": ("0.009", "0.01", "100000", "100000.1"),

@@ -38,7 +38,7 @@ from tinybird_proxy.testing.fake_upstream import (
     timed_out,
     unreachable,
 )
-from tinybird_proxy.testing.pipelines import Client, Setup, compress, imbalances, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import Client, Setup, compress, delete_letters, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome
 from tinybird_proxy.tokens import OwnToken
 
@@ -870,7 +870,7 @@ class Play:
                     self.doubling += [one.row_count for one in self._pipeline.surroundings.letters.select(wanted)]
                     self.replaying.append(asyncio.create_task(self._pipeline.replay(wanted)))
             case Happening.DELETE:
-                self._pipeline.delete_letters()
+                delete_letters(self._pipeline)
 
     async def _heal(self, pipeline: Pipeline) -> None:
         """Nothing goes wrong any more and a person has looked at every hold: then everything is delivered."""

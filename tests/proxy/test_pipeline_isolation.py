@@ -7,14 +7,21 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-
 from tests.proxy.running import post, running_world, until
+
 from tinybird_proxy.admission import Refusal
 from tinybird_proxy.emulator.faults import Fault
-from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import Pipeline, Waiting
-from tinybird_proxy.testing.fake_upstream import Attempt, FakeUpstream, Script, after, hang, reply, timed_out
-from tinybird_proxy.testing.fake_upstream import unreachable
+from tinybird_proxy.pipeline import Pipeline
+from tinybird_proxy.testing.fake_upstream import (
+    Attempt,
+    FakeUpstream,
+    Script,
+    after,
+    hang,
+    reply,
+    timed_out,
+    unreachable,
+)
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
 
 in_simulated_time = pytest.mark.looptime(idle_timeout=1)
@@ -34,7 +41,7 @@ BAD: dict[str, Script] = {
     "all-refused": 400,
     **dict.fromkeys(HANGING, hang()),
 }
-SECONDS = 120
+SECONDS = 90
 
 
 @asynccontextmanager
@@ -155,13 +162,9 @@ def setup(buffer_rows: int = 200_000) -> Setup:
 
 
 @in_simulated_time
-@pytest.mark.parametrize("who", ["each kind at once", *(name for name in BAD if name not in HANGING), "300 hang"])
+@pytest.mark.parametrize("who", [*(name for name in BAD if name not in HANGING), "300 hang"])
 async def test_delivery_takes_as_long_as_without_bad_neighbours(who: str) -> None:
-    bad = {name: script for name, script in BAD.items() if name not in HANGING}
-    if who == "300 hang":
-        bad = dict.fromkeys(HANGING, hang())
-    elif who != "each kind at once":
-        bad = {who: BAD[who]}
+    bad: dict[str, Script] = dict.fromkeys(HANGING, hang()) if who == "300 hang" else {who: BAD[who]}
     alone = (await delays_beside({}, setup())).delays_s()
     beside = (await delays_beside(bad, setup())).delays_s()
     assert beside == pytest.approx(alone, abs=1e-4)
@@ -172,7 +175,7 @@ async def test_all_bad_neighbours_together_delay_nobody() -> None:
     alone = (await delays_beside({}, setup())).delays_s()
     beside = (await delays_beside(BAD, setup())).delays_s()
     assert beside == pytest.approx(alone, abs=1e-4)
-    assert len(alone) > 300
+    assert len(alone) > 200
 
 
 # Kinds that are known not to deliver at once. What may still be delivering as far as anybody knows is looked at below.
@@ -186,6 +189,10 @@ async def test_bad_neighbours_that_have_filled_the_buffer_delay_nobody(who: str)
     alone = (await delays_beside({}, setup(1000))).delays_s()
     flow = await delays_beside({name: BAD[name] for name in STUCK}, setup(1000), filled_with=who)
     assert flow.delays_s() == pytest.approx(alone, abs=1e-4)
+
+
+def flows(client: Client) -> bool:
+    return client.destination.delivering
 
 
 def offer_until_refused(client: Client) -> None:
@@ -202,10 +209,10 @@ async def test_who_hangs_cannot_take_the_room_that_is_kept_for_those_who_deliver
         tinybird.will(then=timed_out(60.0), name="loud")
         offer_until_refused(loud)
         await asyncio.sleep(50)
-        assert loud.destination.pacing.state is State.DELIVERING
+        assert flows(loud)
         assert good.offer(numbered([1])) is None
         await asyncio.sleep(600)
-        assert loud.destination.pacing.state is State.FAILING
+        assert not flows(loud)
         assert good.offer(numbered([2])) is None
         await asyncio.sleep(2)
         assert numbers_of(tinybird.taken("good_1")) == [1, 2]
@@ -219,7 +226,7 @@ async def test_who_sent_more_than_it_could_deliver_and_then_fails_leaves_room_fo
         tinybird.will(then=500, name="loud")
         offer_until_refused(loud)
         await asyncio.sleep(5)
-        assert loud.destination.pacing.state is State.FAILING
+        assert not flows(loud)
         assert good.offer(numbered([1])) is None
         await asyncio.sleep(2)
         assert numbers_of(tinybird.taken("good_1")) == [1]

@@ -16,8 +16,18 @@ from tinybird_proxy.admission import Occupancy, Refusal
 from tinybird_proxy.pacing import State
 from tinybird_proxy.pipeline import Pipeline, Waiting
 from tinybird_proxy.server import answers
-from tinybird_proxy.testing.fake_upstream import Attempt, FakeUpstream, Known, Script, Step, after, hang, reply
-from tinybird_proxy.testing.fake_upstream import timed_out, unreachable
+from tinybird_proxy.testing.fake_upstream import (
+    Attempt,
+    FakeUpstream,
+    Known,
+    Script,
+    Step,
+    after,
+    hang,
+    reply,
+    timed_out,
+    unreachable,
+)
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
@@ -130,10 +140,8 @@ class Input:
         ledger = self.pipeline.ledger()
         assert set(arrived) == self.promised
         assert not set(arrived) & self.refused
-        doubled = sum(times - 1 for times in arrived.values())
-        assert doubled <= ledger.ambiguous
-        if ledger.ambiguous == 0:
-            assert doubled == 0
+        # Which row came more than once, and how often, nobody can know; only those that are counted as ambiguous can.
+        assert sum(times > 1 for times in arrived.values()) <= ledger.ambiguous
         assert (ledger.dropped_total, ledger.dead_lettered) == (0, 0)
         assert self.pipeline.buffered_rows() == 0
         assert self.pipeline.surroundings.buffer.occupancy == Occupancy()
@@ -213,7 +221,7 @@ async def test_an_hour_without_tinybird_costs_nothing_that_was_promised(kind: st
         # One row is a probe; all others leave in full batches, but for the first and the last.
         assert len(recovery) <= math.ceil(len(given.promised) / BATCH_ROWS) + 3
         assert (pipeline.ledger().ambiguous > 0) is outage.ambiguous
-        assert pipeline.ledger().ambiguous <= len(during) * BATCH_ROWS
+        assert pipeline.ledger().ambiguous <= BATCH_ROWS * (CONCURRENCY if kind == "timeouts" else 1)
         given.check_arrivals(tinybird)
         assert hits.destination.pacing.state is State.DELIVERING
 
@@ -383,6 +391,7 @@ async def test_several_destinations_share_what_there_is_through_an_outage() -> N
         assert CAPACITY_ROWS <= given.peak.row_count <= CAPACITY_ROWS * 1.1
         assert len(tinybird.attempts) <= 6 * 290
         assert len({attempt.batch_id for attempt in tinybird.attempts}) == 6
+        assert pipeline.ledger().ambiguous <= 6 * BATCH_ROWS
         await asyncio.sleep(60)
         recovery = [attempt for attempt in tinybird.attempts if attempt.at >= ends_at]
         assert len(recovery) <= CAPACITY_ROWS * 1.1 / BATCH_ROWS + 6 * 3

@@ -188,6 +188,7 @@ def frozen_batch(
         frozen_at=11.5,
         trigger=Trigger.INTERVAL,
         tickets=[],
+        replays=[],
         links=list(links),
         link_count=len(links) if link_count is None else link_count,
         vias=(),

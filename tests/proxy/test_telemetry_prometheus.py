@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tinybird_proxy.health import DestinationFacts
+from tinybird_proxy.health import Cause, DestinationFacts
 from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
 from tinybird_proxy.telemetry.meters import LATENCY_BOUNDS_S, Meters
@@ -28,6 +28,8 @@ def facts(
     confirmed: bool = True,
     state: State = State.DELIVERING,
     age_s: float | None = None,
+    status: int | None = None,
+    refusing: int | None = None,
 ) -> DestinationFacts:
     return DestinationFacts(
         data_source=data_source,
@@ -35,6 +37,7 @@ def facts(
         token_hash=None,
         state=state,
         reason="",
+        status=status,
         confirmed=confirmed,
         buffered_rows=rows,
         buffered_bytes=rows * 10,
@@ -45,7 +48,9 @@ def facts(
         batches_waiting=0,
         next_attempt_in_s=None,
         not_delivering_for_s=None,
-        refusing=None,
+        delivered_ago_s=None,
+        stuck_after_s=10.0,
+        refusing=refusing,
         splitting=None,
         ceiling_bytes=None,
         letters_rows=0,
@@ -254,6 +259,33 @@ def test_destinations_are_counted_by_state_the_empty_ones_too() -> None:
     page = replace(EMPTY, destinations=(facts("a"), facts("b", state=State.HELD), facts("c", state=State.HELD)))
     counted = values(page, "destinations", "state")
     assert counted == {"new": 0.0, "delivering": 1.0, "failing": 0.0, "throttled": 0.0, "held": 2.0}
+
+
+def test_destinations_that_do_not_deliver_are_counted_by_cause_with_their_rows_and_the_other_causes_too() -> None:
+    page = replace(
+        EMPTY,
+        destinations=(
+            facts("a", rows=1000),
+            facts("b", rows=2, state=State.HELD, status=403),
+            facts("c", rows=3, state=State.HELD, status=508),
+            facts("d", rows=0, state=State.HELD, status=404, refusing=404, confirmed=False),
+            facts("e", rows=5, state=State.FAILING),
+            facts("f", rows=7, state=State.FAILING, status=500),
+            facts("g", rows=11, state=State.THROTTLED, status=429),
+            facts("h", rows=13, age_s=10.0),
+        ),
+    )
+    none = dict.fromkeys(map(str, Cause), 0.0)
+    assert values(page, "destinations_not_delivering", "cause") == {
+        **none,
+        **{"held": 2.0, "refused": 1.0, "unreachable": 1.0, "failing": 1.0, "throttled": 1.0, "stalled": 1.0},
+    }
+    assert values(page, "rows_not_delivering", "cause") == {
+        **none,
+        **{"held": 5.0, "unreachable": 5.0, "failing": 7.0, "throttled": 11.0, "stalled": 13.0},
+    }
+    assert values(EMPTY, "destinations_not_delivering", "cause") == none
+    assert values(EMPTY, "rows_not_delivering", "cause") == none
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_503_in_tinybirds_own_voice_took_nothing(
     decision = verdict(503, body, headers)
     assert isinstance(decision, Again)
     assert (decision.ambiguous, decision.throttled, decision.retry_after_s) == (False, True, expected_s)
-    assert decision.reason.startswith("Tinybird is unavailable (503")
+    assert decision.reason.startswith("Tinybird is unavailable for now (503")
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,25 @@ def test_a_timeout_or_an_error_of_the_server_is_ambiguous_whatever_it_says(statu
             508, Held("the request came back to this proxy: TINYBIRD_URL leads to itself (508: why)"), id="508"
         ),
         pytest.param(
-            307, Held("TINYBIRD_URL answers with a redirect, which the proxy does not follow (307: why)"), id="307"
+            307,
+            Held(
+                "TINYBIRD_URL answers with a redirect, which the proxy does not follow: to https://elsewhere (307: why)"
+            ),
+            id="307",
         ),
         pytest.param(
-            300, Held("TINYBIRD_URL answers with a redirect, which the proxy does not follow (300: why)"), id="300"
+            300,
+            Held(
+                "TINYBIRD_URL answers with a redirect, which the proxy does not follow: to https://elsewhere (300: why)"
+            ),
+            id="300",
         ),
         pytest.param(
-            399, Held("TINYBIRD_URL answers with a redirect, which the proxy does not follow (399: why)"), id="399"
+            399,
+            Held(
+                "TINYBIRD_URL answers with a redirect, which the proxy does not follow: to https://elsewhere (399: why)"
+            ),
+            id="399",
         ),
         pytest.param(405, Held("Tinybird gave an answer that the proxy does not know (405: why)"), id="405"),
         pytest.param(199, Held("Tinybird gave an answer that the proxy does not know (199: why)"), id="199"),
@@ -280,13 +292,36 @@ def test_only_replies_that_may_have_been_taken_are_ambiguous() -> None:
 
 
 @pytest.mark.parametrize(
+    ("location", "named"),
+    [
+        pytest.param("https://api.us-east.tinybird.co/v0/events?token=x", "https://api.us-east.tinybird.co", id="URL"),
+        pytest.param("http://user:secret@tinybird.test:8080/", "http://tinybird.test:8080", id="with a password"),
+        pytest.param("/login?next=secret", None, id="a path"),
+        pytest.param("", None, id="empty"),
+        pytest.param("//tinybird.test/x", None, id="no scheme"),
+        pytest.param("javascript:alert(1)", None, id="another scheme"),
+        pytest.param("https://[", None, id="no URL"),
+        pytest.param("https://a:b/", None, id="no port"),
+        pytest.param("https://日本.test/", None, id="another script"),
+        pytest.param("https://a b/", None, id="a space"),
+        pytest.param(f"https://{'x' * 500}/", None, id="long"),
+    ],
+)
+def test_a_redirect_names_where_it_leads_but_no_more_than_the_origin(location: str, named: str | None) -> None:
+    to = "" if named is None else f": to {named}"
+    reason = f"TINYBIRD_URL answers with a redirect, which the proxy does not follow{to} (302)"
+    assert verdict(302, b"", {"location": location}) == Held(reason)
+
+
+@pytest.mark.parametrize(
     ("error", "ambiguous"),
     [(ConnectFailed("refused"), False), (ConnectionBroken("reset"), True), (ResponseTimeout("late"), True)],
 )
 def test_without_a_reply_the_batch_goes_again_and_is_ambiguous_once_it_was_written(
     error: UpstreamError, ambiguous: bool
 ) -> None:
-    assert judge_failure(error) == Again(str(error), ambiguous=ambiguous)
+    named = " (UPSTREAM_TIMEOUT)" if isinstance(error, ResponseTimeout) else ""
+    assert judge_failure(error) == Again(f"{error}{named}", ambiguous=ambiguous)
 
 
 # What Tinybird said.

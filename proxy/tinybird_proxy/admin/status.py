@@ -48,6 +48,7 @@ class Reporter:
             utilisation=s.utilisation,
             letters_rows=s.letters_rows,
             lost_rows=s.ledger.dropped_total + s.ledger.letters_evicted,
+            imbalance=s.imbalance,
         )
 
     def not_delivering(self) -> list[dict[str, Any]]:

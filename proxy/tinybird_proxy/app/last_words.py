@@ -63,7 +63,7 @@ class LastWords:
         """Say how it ended, after everything has stopped."""
         ledger = self._pipeline.ledger()
         buffered, letters = self._pipeline.buffered_rows(), self._pipeline.surroundings.letters.held_rows()
-        imbalance = abs(ledger.imbalance(buffered)) + abs(ledger.letters_imbalance(letters))
+        imbalance = self._pipeline.check_ledger()
         terms = ledger.as_dict(buffered, letters)
         lost: Counter[str] = Counter()  # several clients may write to one data source
         reasons: dict[str, str] = {}

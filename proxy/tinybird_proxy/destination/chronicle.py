@@ -4,7 +4,7 @@ import math
 
 from tinybird_proxy.batch import FrozenBatch
 from tinybird_proxy.dead_letter import DeadLetter
-from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
 from tinybird_proxy.verdict import Settled
 
 LOG_INTERVAL_S = 10.0
@@ -14,8 +14,9 @@ _log = get_logger("destination")
 class Chronicle:
     """Remembers what was said already. ``trouble_since`` is None while rows flow."""
 
-    def __init__(self, data_source: str) -> None:
+    def __init__(self, data_source: str, strangers_log: Sparingly) -> None:
         self._data_source = data_source
+        self._strangers_log = strangers_log
         self._held = False
         self._quarantined_untold = 0
         self._quarantine_told_at = -math.inf
@@ -27,10 +28,18 @@ class Chronicle:
     def trouble(self, reason: str, now: float, buffered_rows: int, *, held: bool, probed: bool = True) -> None:
         """An attempt failed. ``probed``: the next one comes by itself."""
         if self.trouble_since is None or (held and not self._held):
-            _log.warning(
-                _sentence(buffered_rows, held=held, probed=probed),
-                extra=fields(data_source=self._data_source, reason=reason, rows=buffered_rows),
-            )
+            # Nobody is known here who would have to hear of it at once, and a guesser brings many.
+            times = self._strangers_log.count(now) if held and buffered_rows == 0 else 1
+            if times:
+                _log.warning(
+                    _sentence(buffered_rows, held=held, probed=probed),
+                    extra=fields(
+                        data_source=self._data_source,
+                        reason=reason,
+                        rows=buffered_rows,
+                        **({"destinations": times} if times > 1 else {}),
+                    ),
+                )
         self._held = held
         if self.trouble_since is None:
             self.trouble_since = now

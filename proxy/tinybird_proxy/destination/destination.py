@@ -60,7 +60,7 @@ class Destination:
         self._s = surroundings
         self._queue = BatchQueue(key, surroundings.limits, surroundings.next_batch_id)
         self._attempts = Attempts(key, surroundings)
-        self._chronicle = Chronicle(key.name)
+        self._chronicle = Chronicle(key.name, surroundings.strangers_log)
         self._exits = Exits(
             key, surroundings, self._queue, ledger, self._chronicle, is_unconfirmed=lambda: self.unconfirmed
         )
@@ -117,6 +117,7 @@ class Destination:
 
     def put_contact(self, rows: Rows, now: float, ticket: Ticket, traceparent: str | None, vias: str | None) -> None:
         """Send an item at once that nobody has promised anything about yet. ``keep_contact`` makes it a promise."""
+        self._expiry.accepted()  # nothing is held here: an old refusal must not age what comes now
         self._contact.begin(rows, now, ticket, traceparent, vias)
         self.used_at = now
         self.pacing.probe_now(now)
@@ -146,6 +147,12 @@ class Destination:
     def turns_due(self, now: float) -> int | None:
         """How many turns the task has taken, if the next one is due; None if it has nothing to do."""
         return self._turns if self._wake.is_set() or now >= self._next_at else None
+
+    def give_up_refused(self) -> None:
+        """Room is needed: what Tinybird never accepted and refuses becomes dead letters before its hour is over."""
+        if self.refusing is not None:
+            self._expiry.hurry()
+            self._expiry.expire(self._s.now(), self.pacing.reason, self.refusing.status)
 
     def drain(self, now: float, deadline: float) -> None:
         """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""

@@ -30,6 +30,11 @@ class Expiry:
         """Tinybird took rows."""
         self._refused_since = None
 
+    def hurry(self) -> None:
+        """Room is needed: what Tinybird refuses is given up on now."""
+        if self._refused_since is not None:
+            self._refused_since = -math.inf
+
     def next_at(self) -> float:
         """When the next rows get too old; infinity if never."""
         if self._max_age_s is None and self._refused_since is None:

@@ -1,7 +1,7 @@
 """What every destination works with."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -9,10 +9,13 @@ from tinybird_proxy.batch import BatchLimits, DestinationKey, Payload
 from tinybird_proxy.buffer import Buffer
 from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.pacing import PacingLimits
+from tinybird_proxy.telemetry.logs import Sparingly
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.tracing import Tracer
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.verdict import Reply
+
+STRANGERS_LOG_INTERVAL_S = 10.0
 
 
 class BatchUpstream(Protocol):
@@ -59,7 +62,8 @@ class Surroundings:
 
     ``now`` is the event loop's clock in seconds, ``utc_now`` the wall's. ``jitter(limit)`` answers with a random number
     from 0 to ``limit``. ``codec`` works in a thread. ``max_age_s``: a batch whose youngest row is older is given up on;
-    None: never. ``after_settling`` is called when a batch has left the buffer.
+    None: never. ``after_settling`` is called when a batch has left the buffer. ``strangers_log``: of tokens and
+    names that Tinybird never accepted, which anybody may try many of.
     """
 
     limits: BatchLimits
@@ -79,3 +83,4 @@ class Surroundings:
     jitter: Callable[[float], float]
     next_batch_id: Callable[[], str]
     after_settling: Callable[[], None]
+    strangers_log: Sparingly = field(default_factory=lambda: Sparingly(STRANGERS_LOG_INTERVAL_S))

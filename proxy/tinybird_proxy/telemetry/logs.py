@@ -24,6 +24,23 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {"fields": values}
 
 
+class Sparingly:
+    """How often something is logged that many may cause: at most once in ``interval_s``, with its number so far."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._told_at: float | None = None
+        self._untold = 0
+
+    def count(self, now: float) -> int:
+        """It happened once more: how often since it was last told, or 0 if it is not to be told yet."""
+        self._untold += 1
+        if self._told_at is not None and now - self._told_at < self._interval_s:
+            return 0
+        untold, self._untold, self._told_at = self._untold, 0, now
+        return untold
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, the fields, and an exception's type and place."""
 

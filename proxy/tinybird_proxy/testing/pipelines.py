@@ -74,6 +74,12 @@ def imbalances(pipeline: Pipeline) -> list[str]:
     return found
 
 
+def delete_letters(pipeline: Pipeline) -> int:
+    """Delete every dead letter that is not being replayed, as a person may; return how many rows are gone."""
+    letters = pipeline.surroundings.letters
+    return sum(letter.row_count for letter in letters.select() if letters.delete(letter))
+
+
 class WallClock:
     """The wall's clock: begins with 2026 and follows the loop's, until somebody sets it."""
 

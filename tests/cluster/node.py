@@ -1,0 +1,252 @@
+"""The one node: started, asked, given images, stopped, and nothing left of it but what was built."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.cluster import configuration
+from tests.cluster.binaries import Binaries
+from tests.cluster.certificates import USERS, kubeconfig, write_certificates
+from tests.cluster.processes import Processes, end_programs_with
+from tests.cluster.refusal import Refusal
+
+_LAST_FIRST: Final = (
+    "coredns",
+    "kube-proxy",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "kube-apiserver",
+    "etcd",
+    "containerd",
+)
+_BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+
+
+class Node:
+    """A cluster whose files are all below one directory: `builds/` stays, `run/` is there while it is up."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.run = directory / "run"
+        self.logs = self.run / "logs"
+        self.kubeconfig = self.run / "admin.kubeconfig"
+        self.binaries = Binaries(directory / "builds")
+        self._processes = Processes(self.run / "processes", self.logs)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the directory's lock: two commands at a time would undo each other's work."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"cluster: waiting for another command on {self.directory}", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @property
+    def is_up(self) -> bool:
+        alive = self._processes.alive()
+        started = (self.run / "ready").exists() and len(alive) > len(_LAST_FIRST) and all(alive.values())
+        return started and self._answers("get", "--raw", "/readyz")
+
+    def processes(self) -> dict[str, bool]:
+        return self._processes.alive()
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [str(self.binaries["kubectl"]), f"--kubeconfig={self.kubeconfig}", *arguments]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+    def up(self) -> None:
+        """Start everything; nothing if it is up already. What an earlier run left is removed first."""
+        if self.is_up:
+            return
+        self.binaries.build()
+        self.down()
+        self._refuse_a_taken_place()
+        self._write_files()
+        self._make_network()
+        self._start("etcd", "etcd", configuration.etcd(self.run))
+        self._start("containerd", "containerd", ["--config", f"{self.run}/containerd.toml"])
+        self._start("kube-apiserver", "kube-apiserver", configuration.api_server(self.run))
+        self._processes.wait("containerd", lambda: self._ctr("version").returncode == 0)
+        self._import_pause()
+        self._processes.wait("kube-apiserver", lambda: self._answers("get", "--raw", "/readyz"))
+        self._start("kube-controller-manager", "kube-controller-manager", configuration.controller_manager(self.run))
+        self._start("kube-scheduler", "kube-scheduler", configuration.scheduler(self.run))
+        self._start("kubelet", "kubelet", configuration.kubelet(self.run))
+        self._start("kube-proxy", "kube-proxy", configuration.kube_proxy(self.run))
+        applied = self.kubectl("apply", "--filename", "-", given=configuration.FIRST_OBJECTS)
+        if applied.returncode:
+            raise Refusal(f"the first objects were refused: {applied.stderr.strip()}")
+        self._start("coredns", "coredns", ["-conf", f"{self.run}/Corefile"])
+        ready = ("wait", "--for=condition=Ready", f"node/{configuration.NODE}", "--timeout=1s")
+        self._processes.wait("the node", lambda: self._answers(*ready))
+        account = ("get", "serviceaccount", "default", "--namespace=default")
+        self._processes.wait("the default service account", lambda: self._answers(*account))
+        (self.run / "ready").touch()
+
+    def load(self, archive: Path) -> str:
+        """Import the images of a docker- or oci-archive; returns what containerd says about it."""
+        imported = self._ctr("images", "import", str(archive))
+        if imported.returncode:
+            raise Refusal(f"{archive} was not imported: {imported.stderr.strip()}")
+        return imported.stdout
+
+    def down(self) -> None:
+        """Stop what `up` started and remove what it left: processes, containers, mounts, bridge, rules, `run/`."""
+        if not self.run.exists():
+            return
+        self._processes.stop("kubelet")
+        if self._processes.alive().get("containerd"):
+            self._end_containers()
+        for name in _LAST_FIRST:
+            self._processes.stop(name)
+        end_programs_with(str(configuration.socket(self.run)), "containerd-shim-runc-v2")
+        self._unmount()
+        self._remove_network()
+        volumes = configuration.HOST_PATH_VOLUMES
+        if volumes.is_symlink() and volumes.readlink() == self.run / "volumes":
+            volumes.unlink()
+        shutil.rmtree(self.run)
+
+    def _refuse_a_taken_place(self) -> None:
+        if Path(f"/sys/class/net/{configuration.BRIDGE}").exists():
+            raise Refusal(
+                f"there is a network bridge {configuration.BRIDGE} already: a cluster is up whose directory is not "
+                f"{self.directory}; stop that one first (cluster --directory DIR down)"
+            )
+        for port, owner in configuration.PORTS.items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    raise Refusal(
+                        f"port {port} of this machine is taken, and {owner} needs it; stop what listens there "
+                        f"(ss -ltnp 'sport = :{port}'), perhaps another Kubernetes"
+                    ) from None
+        if len(str(self.run)) > 60:  # a socket's whole path may have 107 characters, and the kubelet's are long
+            raise Refusal(f"{self.run} is too long a path for the sockets below it; name another with --directory")
+
+    def _write_files(self) -> None:
+        run, pki = self.run, self.run / "pki"
+        write_certificates(pki, node=configuration.NODE, host=configuration.HOST, api_service=configuration.API_SERVICE)
+        for name in ("logs", "processes", "cni", "volumes"):
+            (run / name).mkdir()
+        for user in USERS:
+            (run / f"{user}.kubeconfig").write_text(kubeconfig(user, pki, configuration.API))
+            (run / f"{user}.kubeconfig").chmod(0o600)
+        cgroup_v1 = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        (run / "audit-policy.json").write_text(configuration.audit_policy())
+        (run / "kubelet.json").write_text(configuration.kubelet_configuration(run, cgroup_v1=cgroup_v1))
+        (run / "containerd.toml").write_text(configuration.containerd_configuration(run))
+        (run / "cni" / "10-pods.conflist").write_text(configuration.network(run))
+        (run / "Corefile").write_text(configuration.corefile(run))
+        if not os.path.lexists(configuration.HOST_PATH_VOLUMES):
+            configuration.HOST_PATH_VOLUMES.symlink_to(run / "volumes")
+
+    def _make_network(self) -> None:
+        if not _BRIDGE_NETFILTER.exists():
+            subprocess.run(["modprobe", "br_netfilter"], capture_output=True, check=False)
+        if not _BRIDGE_NETFILTER.exists():
+            raise Refusal("this kernel has no br_netfilter, and Services need it: modprobe br_netfilter found nothing")
+        _BRIDGE_NETFILTER.write_text("1")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        bridge = configuration.BRIDGE
+        _must("ip", "link", "add", bridge, "type", "bridge")
+        _must("ip", "addr", "add", f"{configuration.HOST}/24", "dev", bridge)
+        _must("ip", "link", "set", bridge, "up")
+        for chain, *rule in configuration.FIREWALL:
+            _must("iptables", "--wait", "-I", chain, *rule, "-j", "ACCEPT")
+
+    def _remove_network(self) -> None:
+        for chain, *rule in configuration.FIREWALL:
+            _try("iptables", "--wait", "-D", chain, *rule, "-j", "ACCEPT")
+        if self.binaries.complete:
+            _try(str(self.binaries["kube-proxy"]), "--cleanup")
+        _try("ip", "link", "del", configuration.BRIDGE)
+
+    def _start(self, name: str, program: str, arguments: list[str]) -> None:
+        path = f"{self.binaries.path}:{_SYSTEM_PATH}"
+        self._processes.start(name, self.binaries[program], *arguments, path=path)
+
+    def _answers(self, *arguments: str) -> bool:
+        return self.kubectl(*arguments).returncode == 0
+
+    def _ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        address = str(configuration.socket(self.run))
+        command = [str(self.binaries["ctr"]), "--address", address, "--namespace", "k8s.io", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def _import_pause(self) -> None:
+        archive = self.run / "pause.tar"
+        archive.write_bytes(_image_of_one_program(self.binaries["pause"], configuration.PAUSE_IMAGE))
+        self.load(archive)
+
+    def _end_containers(self) -> None:
+        tasks = self._ctr("tasks", "list", "--quiet").stdout.split()
+        for task in tasks:
+            self._ctr("tasks", "kill", "--signal", "SIGKILL", task)
+        for task in tasks:
+            self._ctr("tasks", "delete", "--force", task)
+
+    def _unmount(self) -> None:
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in sorted((mount for mount in mounts if mount.startswith(f"{self.run}/")), reverse=True):
+            _try("umount", "--lazy", mount)
+
+
+def _image_of_one_program(program: Path, reference: str) -> bytes:
+    """A docker archive with one layer, which is one static program."""
+    layer = _tar({program.name: (program.read_bytes(), 0o755)})
+    layer_id = hashlib.sha256(layer).hexdigest()
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    config = json.dumps(
+        {
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Entrypoint": [f"/{program.name}"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_id}"]},
+        }
+    ).encode()
+    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = json.dumps([{"Config": config_name, "RepoTags": [reference], "Layers": [f"{layer_id}.tar"]}]).encode()
+    return _tar(
+        {config_name: (config, 0o644), f"{layer_id}.tar": (layer, 0o644), "manifest.json": (manifest, 0o644)},
+    )
+
+
+def _tar(members: dict[str, tuple[bytes, int]]) -> bytes:
+    """An archive of contents and modes by name."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name, (content, mode) in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), mode
+            archive.addfile(member, io.BytesIO(content))
+    return target.getvalue()
+
+
+def _must(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refusal(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+
+
+def _try(*command: str) -> None:
+    """Remove something that may be gone already."""
+    subprocess.run(command, capture_output=True, check=False)
