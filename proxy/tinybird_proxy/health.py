@@ -257,6 +257,8 @@ def _next_attempt(facts: DestinationFacts) -> str:
 def _to_do(facts: DestinationFacts) -> str:
     if facts.state is State.HELD:
         return f"To do: {_mend(facts)}"
+    if facts.reason.startswith("an error inside the proxy"):
+        return "To do: it is a fault of the proxy, please report it with what the log says"
     if facts.status == 429:
         return (
             f"Nothing to do, unless it goes on: then something else writes to {facts.data_source} too, or"
@@ -352,13 +354,9 @@ def _stuck(facts: DestinationFacts, waiting: str, requests: str) -> str:
             f"{nothing}: {requests}, and Tinybird has not answered yet; {_KEPT}. After UPSTREAM_TIMEOUT the proxy tries"
             " again by itself. Nothing to do, unless it lasts: then ask Tinybird."
         )
-    if facts.batches_waiting:
-        return (
-            f"{nothing}: no request is in flight; {_KEPT}. To do: if UPSTREAM_RATE is not as low as that, it is a fault"
-            " of the proxy: please report it."
-        )
     return (
-        f"{nothing}, although nothing stands in the way; {_KEPT}. To do: it is a fault of the proxy, please report it."
+        f"{nothing}: no request is in flight; {_KEPT}. To do: if UPSTREAM_RATE is not as low as that, it is a fault of"
+        " the proxy: please report it."
     )
 
 

@@ -421,10 +421,12 @@ class Pipeline:
         """
         self._forget_ledgers()
         letters, off = self.surroundings.letters, 0
-        rows = size_bytes = 0
+        rows = size_bytes = strange_rows = strange_bytes = 0
         for destination in self._destinations.values():
             here = destination.held()
             rows, size_bytes = rows + here[0], size_bytes + here[1]
+            if destination.unconfirmed:
+                strange_rows, strange_bytes = strange_rows + here[0], strange_bytes + here[1]
             key, ledger = destination.key, destination.ledger
             off += _complain(key.name, "buffer", ledger.imbalance(destination.buffered_rows()))
             off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
@@ -432,9 +434,13 @@ class Pipeline:
             off += _complain(key.name, "buffer", ledger.imbalance(0))
             off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
         off += _complain("(all)", "dead letters", self.ledger().letters_imbalance(letters.held_rows()))
-        occupancy = self._buffer.occupancy
-        off += _complain("(all)", "buffer's count", rows - occupancy.row_count)
-        return off + _complain("(all)", "buffer's count of bytes", size_bytes - occupancy.size_bytes)
+        held = self._buffer.occupancy
+        off += _complain("(all)", "buffer's count", rows - held.row_count)
+        off += _complain("(all)", "buffer's count of unconfirmed rows", strange_rows - held.unconfirmed_row_count)
+        if (size_bytes, strange_bytes) != (held.size_bytes, held.unconfirmed_size_bytes):
+            _log.error("the buffer's count of bytes is off", extra=fields(bytes=size_bytes - held.size_bytes))
+            off += 1
+        return off
 
 
 def _complain(data_source: str, where: str, off: int) -> int:

@@ -44,7 +44,7 @@ def main() -> None:
     except Refusal as exc:
         sys.exit(f"cluster: {exc}")
     except KeyboardInterrupt:
-        sys.exit(f"cluster: broken off; `cluster {given.command}` again goes on, `cluster down` removes what is there")
+        sys.exit(f"cluster: broken off; run `cluster {given.command}` again to go on")
     sys.exit(status)
 
 
@@ -119,10 +119,8 @@ def _act(given: argparse.Namespace) -> int:
         case "load":
             _must_be_up(node)
             for archive in given.archives:
-                if not archive.is_file():
-                    raise Refusal(f"there is no file {archive}")
                 with node.alone():
-                    print(node.load(archive.resolve()), end="")
+                    print(*node.load(archive.resolve()), sep="\n")
         case "refused":
             for entry in evidence.refused(node.logs / "audit.log", given.user):
                 print(entry)

@@ -188,7 +188,8 @@ def kubelet_configuration(run: Path, *, cgroup_v1: bool) -> str:
             # A changed Secret is in its pods within seconds.
             "syncFrequency": "5s",
             "nodeStatusUpdateFrequency": "2s",
-            # The machine is not the cluster's alone: old kernels, swap and a full disk are none of its business.
+            # The machine is not the cluster's alone: firewall, old kernels, swap and a full disk are not its business.
+            "makeIPTablesUtilChains": False,
             "cgroupDriver": "cgroupfs",
             "failCgroupV1": not cgroup_v1,
             "failSwapOn": False,

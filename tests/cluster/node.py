@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.cluster import configuration
 from tests.cluster.binaries import Binaries
@@ -30,6 +30,7 @@ _LAST_FIRST: Final = (
     "etcd",
     "containerd",
 )
+_OCI_NAME: Final = "org.opencontainers.image.ref.name"
 _BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
@@ -68,13 +69,18 @@ class Node:
 
     def kubectl(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         command = [str(self.binaries["kubectl"]), f"--kubeconfig={self.kubeconfig}", *arguments]
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+        environment = os.environ | {"KUBECACHEDIR": str(self.run / "kubectl-cache")}
+        return subprocess.run(command, env=environment, input=given, capture_output=True, text=True, check=False)
 
     def up(self) -> None:
         """Start everything; nothing if it is up already. What an earlier run left is removed first."""
         if self.is_up:
             return
         self.binaries.build()
+        if self.run.exists():
+            ended = [name for name, alive in self.processes().items() if not alive]
+            reason = f"{', '.join(ended)} ended" if ended else "it did not answer"
+            print(f"cluster: {reason}; starting a new one in place of the last", file=sys.stderr, flush=True)
         self.down()
         self._refuse_a_taken_place()
         self._write_files()
@@ -99,12 +105,13 @@ class Node:
         self._processes.wait("the default service account", lambda: self._answers(*account))
         (self.run / "ready").touch()
 
-    def load(self, archive: Path) -> str:
-        """Import the images of a docker- or oci-archive; returns what containerd says about it."""
+    def load(self, archive: Path) -> list[str]:
+        """Import the images of a docker- or oci-archive; returns the references that pods can name from now on."""
+        references = references_in(archive)
         imported = self._ctr("images", "import", str(archive))
         if imported.returncode:
             raise Refusal(f"{archive} was not imported: {imported.stderr.strip()}")
-        return imported.stdout
+        return references
 
     def down(self) -> None:
         """Stop what `up` started and remove what it left: processes, containers, mounts, bridge, rules, `run/`."""
@@ -118,9 +125,7 @@ class Node:
         end_programs_with(str(configuration.socket(self.run)), "containerd-shim-runc-v2")
         self._unmount()
         self._remove_network()
-        volumes = configuration.HOST_PATH_VOLUMES
-        if volumes.is_symlink() and volumes.readlink() == self.run / "volumes":
-            volumes.unlink()
+        self._remove_traces()
         shutil.rmtree(self.run)
 
     def _refuse_a_taken_place(self) -> None:
@@ -178,7 +183,24 @@ class Node:
             _try("iptables", "--wait", "-D", chain, *rule, "-j", "ACCEPT")
         if self.binaries.complete:
             _try(str(self.binaries["kube-proxy"]), "--cleanup")
+        for program in ("iptables", "ip6tables"):  # the one chain that kube-proxy's own cleaning forgets
+            for chain in ("INPUT", "OUTPUT"):
+                _try(program, "--wait", "-D", chain, "-j", "KUBE-FIREWALL")
+            _try(program, "--wait", "-F", "KUBE-FIREWALL")
+            _try(program, "--wait", "-X", "KUBE-FIREWALL")
         _try("ip", "link", "del", configuration.BRIDGE)
+
+    def _remove_traces(self) -> None:
+        """What the parts leave in places that are not ours to choose."""
+        volumes = configuration.HOST_PATH_VOLUMES
+        if volumes.is_symlink() and volumes.readlink() == self.run / "volumes":
+            volumes.unlink()
+        for result in Path("/var/lib/cni/results").glob("*"):
+            if f"{self.run}/" in result.read_text(errors="replace"):
+                result.unlink(missing_ok=True)
+        for group in sorted(Path("/sys/fs/cgroup").glob("**/kubepods/**/"), reverse=True):
+            with suppress(OSError):  # a group with a process in it stays
+                group.rmdir()
 
     def _start(self, name: str, program: str, arguments: list[str]) -> None:
         path = f"{self.binaries.path}:{_SYSTEM_PATH}"
@@ -208,6 +230,33 @@ class Node:
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in sorted((mount for mount in mounts if mount.startswith(f"{self.run}/")), reverse=True):
             _try("umount", "--lazy", mount)
+
+
+def references_in(archive: Path) -> list[str]:
+    """The names that a docker- or oci-archive gives to its images; refused if it gives none."""
+    try:
+        with tarfile.open(archive) as contents:
+            names = contents.getnames()
+            if "manifest.json" in names:
+                images = _json_of(contents, "manifest.json")
+                references = [name for image in images for name in image.get("RepoTags") or ()]
+            elif "index.json" in names:
+                annotations = [image.get("annotations", {}) for image in _json_of(contents, "index.json")["manifests"]]
+                references = [found[_OCI_NAME] for found in annotations if _OCI_NAME in found]
+            else:
+                raise Refusal(f"{archive} is no docker-archive and no oci-archive")
+    except (OSError, tarfile.TarError, ValueError) as exc:
+        raise Refusal(f"{archive} cannot be read as an image archive: {exc}") from exc
+    if not references:
+        raise Refusal(f"{archive} does not name its image; write it with: buildah push IMAGE docker-archive:FILE:IMAGE")
+    return references
+
+
+def _json_of(archive: tarfile.TarFile, name: str) -> Any:
+    member = archive.extractfile(name)
+    if member is None:
+        raise ValueError(f"{name} is no file")
+    return json.loads(member.read())
 
 
 def _image_of_one_program(program: Path, reference: str) -> bytes:

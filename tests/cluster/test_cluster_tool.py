@@ -1,11 +1,13 @@
 """The cluster tool, as far as it can be known without a cluster."""
 
 import ast
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.cluster import configuration
 from tests.cluster.binaries import HERE, MODULES, Binaries, key
 from tests.cluster.command import default_directory, why_not
 from tests.cluster.evidence import refused
+from tests.cluster.node import references_in
 from tests.cluster.processes import Processes
 from tests.cluster.refusal import Refusal
 
@@ -172,6 +175,46 @@ def test_a_process_that_ended_before_it_could_be_looked_at_is_not_taken_for_aliv
 ) -> None:
     (tmp_path / "records" / "part").write_text(json.dumps({"pid": 2**22 + 1, "started": None, "boot": BOOT}))
     assert processes.alive() == {"part": False}
+
+
+REFERENCE = "ghcr.io/tinybird-proxy/tinybird-proxy:0.1.0"
+OCI_INDEX = {"manifests": [{"annotations": {"org.opencontainers.image.ref.name": REFERENCE}}]}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("manifest.json", [{"RepoTags": [REFERENCE]}]), ("index.json", OCI_INDEX)],
+    ids=["docker-archive", "oci-archive"],
+)
+def test_an_archive_tells_the_reference_that_pods_can_name(tmp_path: Path, file: str, content: object) -> None:
+    assert references_in(archive(tmp_path, file, json.dumps(content))) == [REFERENCE]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("manifest.json", '[{"RepoTags": null}]', "does not name its image; write it with: buildah push"),
+        ("index.json", '{"manifests": [{}]}', "does not name its image; write it with: buildah push"),
+        ("etc/passwd", "", "is no docker-archive and no oci-archive"),
+        ("manifest.json", "{", "cannot be read as an image archive"),
+    ],
+)
+def test_an_archive_that_cannot_be_loaded_is_refused(tmp_path: Path, file: str, content: str, sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        references_in(archive(tmp_path, file, content))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"cannot be read as an image archive: .*No such file"):
+        references_in(tmp_path / "image.tar")
+
+
+def archive(directory: Path, name: str, content: str) -> Path:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    with tarfile.open(directory / "image.tar", "w") as target:
+        target.addfile(member, io.BytesIO(content.encode()))
+    return directory / "image.tar"
 
 
 def test_the_audit_log_tells_who_was_refused(tmp_path: Path) -> None:

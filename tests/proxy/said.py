@@ -550,7 +550,7 @@ SAID: Final = {
             "how. 4 rows are in dead letters, in memory only: `tinybird-proxy dead-letters ls` shows them."
         ),
         sentence=(
-            "Held for T: Tinybird says the request is not valid (400: fault: 400); so is every row of the "
+            "Held for T: Tinybird says the request is not valid (400: fault: 400); so was every row of the "
             "batches before. 1 row is waiting, the oldest for T; nothing is lost as long as the proxy runs. The "
             "next attempt is made by itself in T, then each minute. To do: compare what clients send to hits, "
             "and its parameters, with what Tinybird says. 4 rows are in dead letters, in memory only: "

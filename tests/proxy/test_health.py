@@ -242,17 +242,10 @@ def test_a_name_of_which_nothing_is_left_was_never_taken(facts: DestinationFacts
         ),
         pytest.param(
             STUCK,
-            "1,200 rows are waiting, the oldest for 15 s, and nothing was delivered for 12 s, although nothing stands "
-            "in the way; nothing is lost as long as the proxy runs. To do: it is a fault of the proxy, please report "
-            "it.",
-            id="stalled",
-        ),
-        pytest.param(
-            replace(STUCK, batches_waiting=1),
             "1,200 rows are waiting, the oldest for 15 s, and nothing was delivered for 12 s: no request is in flight; "
             "nothing is lost as long as the proxy runs. To do: if UPSTREAM_RATE is not as low as that, it is a fault "
             "of the proxy: please report it.",
-            id="stalled or a low rate",
+            id="stalled, or a low rate",
         ),
         pytest.param(
             FAILING,
@@ -284,6 +277,12 @@ def test_a_name_of_which_nothing_is_left_was_never_taken(facts: DestinationFacts
             f"Not delivering for 12 min: {DOWN}. No rows are waiting. The next rows are the next attempt. Nothing to "
             "do, unless it lasts: then check TINYBIRD_URL and the network.",
             id="unreachable with nothing to send",
+        ),
+        pytest.param(
+            replace(FAILING, reason="an error inside the proxy (KeyError)", status=500),
+            f"Not delivering for 12 min: an error inside the proxy (KeyError). {KEPT} The next attempt is made by "
+            "itself in 12 s. To do: it is a fault of the proxy, please report it with what the log says.",
+            id="our own fault",
         ),
         pytest.param(
             THROTTLED,

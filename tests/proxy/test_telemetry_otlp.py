@@ -36,7 +36,7 @@ from tinybird_proxy.telemetry.otlp import make_tracer
 tracer = make_tracer(instance="node-1", version="1.2.3", server_address="api.tinybird.co", server_port=443)
 batch = FrozenBatch(
     id="b", key=DestinationKey("/v0/events", "hits", (), None), bodies=[], row_counts=array("I", [1]), row_count=1,
-    size_bytes=8, oldest_at=0.0, youngest_at=0.0, frozen_at=0.0, trigger=Trigger.ROWS, tickets=[], links=[],
+    size_bytes=8, oldest_at=0.0, youngest_at=0.0, frozen_at=0.0, trigger=Trigger.ROWS, tickets=[], replays=[], links=[],
     link_count=0, vias=(),
 )
 for _ in range(2000):

@@ -638,3 +638,32 @@ def test_every_golden_sentence_is_brought_about() -> None:
         *(f"400 for {number}, searching" for number in ("one row", "ten rows")),
     }
     assert {name for name in SAID if f'"{name}"' not in source} <= families
+
+
+# A first contact that Tinybird refuses for what is in it.
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_a_first_contact_that_is_rejected_is_the_clients_and_leaves_nothing_behind(status: int) -> None:
+    async with scene() as it:
+        it.tinybird.set_faults(Fault(status=status, times=1))
+        answer = await it.post(*numbered(3))
+        assert (answer.status, answer.error) == (status, f"fault: {status}")
+        assert terms(it.proxy) == {}
+        assert letters(it.proxy) == []
+        assert it.proxy.reporter.status()["destinations"] == []
+        assert it.proxy.reporter.sentence() == "All is well."
+        assert (await it.post(*numbered(3), query="name=hits&wait=true")).status == 200
+        assert await it.arrived() == Counter(numbered(3))
+
+
+async def test_a_first_contact_of_which_tinybird_took_a_part_is_promised_and_a_dead_letter() -> None:
+    async with scene() as it:
+        it.tinybird.set_faults(Fault(status=422, ingest=True))
+        answer = await it.post(*numbered(3))
+        assert (answer.status, answer.error) == (422, "fault: 422; the rows are kept as dead letters")
+        await says(it.proxy, "422")
+        assert letters(it.proxy) == [("partial", 422, "fault: 422", 3)]
+        assert terms(it.proxy) == {"accepted": 3, "dead_lettered": 3, "letters_held": 3}
+        assert it.end_faults() == 1
+        assert await it.arrived() == Counter(numbered(3))

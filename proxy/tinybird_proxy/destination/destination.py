@@ -199,7 +199,6 @@ class Destination:
     def _turn(self, group: asyncio.TaskGroup) -> float | None:
         """Begin what may begin now; return the seconds until the next turn, None if only an event can bring it."""
         now, queue = self._s.now(), self._queue
-        self.turned_at = now
         self._expiry.expire(now, self.pacing.reason, self.refusing.status if self.refusing is not None else None)
         trigger = Trigger.DRAIN if self._draining else Trigger.INTERVAL
         while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
@@ -270,6 +269,7 @@ class Destination:
             self._status = None
             decision = Held("the file of TINYBIRD_TOKEN_FILE is not there yet")
         except Exception as error:  # noqa: BLE001 - whatever broke, the batch must go back
+            self._status = None
             self._s.meters.internal_errors += 1
             _log.warning("an attempt broke inside the proxy; the batch is kept", exc_info=True)
             decision = Again(f"an error inside the proxy ({type(error).__name__})", ambiguous=True)
@@ -429,7 +429,7 @@ class Destination:
             not_delivering_for_s=None if since is None else now - since,
             delivered_ago_s=None if self._settled_at is None else now - self._settled_at,
             stuck_after_s=stuck_after(self._s.limits.flush_interval_s),
-            refusing=None if self.refusing is None else self.refusing.status,
+            refusing=None if (refusing := self.refusal(now)) is None else refusing.status,
             splitting=self._splitting.facts(),
             ceiling_bytes=None if math.isinf(ceiling) else int(ceiling),
             letters_rows=letters,

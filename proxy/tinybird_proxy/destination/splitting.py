@@ -209,7 +209,7 @@ class Splitting:
     def _finish_small(self, split: Split) -> None:
         """Each of a handful of rows was refused alone."""
         if split.batch.replays or self._small_refused + 1 >= SMALL_REFUSED_MAX:
-            self._put_back_whole(split, "so is every row of the batches before")
+            self._put_back_whole(split, "so was every row of the batches before")
             return
         self._small_refused += 1
         self._release()
