@@ -7,6 +7,8 @@
 PYTHON ?= python3
 IMAGE ?= tinybird-proxy:dev
 UV_VERSION := 0.13.9
+# Most tests wait for something: more processes than processors. A file stays in one of them.
+TEST_PROCESSES ?= 3
 
 SOURCES := proxy tests
 VENV := .venv
@@ -25,7 +27,7 @@ demo: $(DEMO_VENV)/.project ## see the proxy at work against an emulated Tinybir
 
 .PHONY: test
 test: lint conformance-clients ## check everything: format, lint, types, import rules, tests
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: lint
 lint: $(VENV)/.project ## format, lint, types and import rules only

@@ -5,7 +5,7 @@ A test that cannot run there says so in its reason: ``pytest.skip("not in CI: ne
 """
 
 import os
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -17,22 +17,32 @@ class SkipsFail:
 
     def __init__(self) -> None:
         self.skipped: list[str] = []
+        self._not_collected: list[str] = []
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        before = len(self.skipped)
         self._note(report)
+        self._not_collected += self.skipped[before:]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not hasattr(report, "wasxfail"):  # an expected failure ran; pytest only reports it as skipped
             self._note(report)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """One of several processes has ended: what it could not even collect is known to it alone."""
+        self.skipped += getattr(node, "workeroutput", {}).get("skipped", [])
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if (output := getattr(session.config, "workeroutput", None)) is not None:
+            output["skipped"] = self._not_collected
         if self.skipped and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.skipped:
             terminalreporter.section("skipped in CI, which fails the session", red=True)
-            for line in self.skipped:
+            for line in dict.fromkeys(self.skipped):
                 terminalreporter.line(line)
 
     def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:

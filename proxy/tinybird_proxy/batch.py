@@ -6,12 +6,12 @@ sends the same bytes. Pure: nothing here reads a clock or touches a socket; ``no
 
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.ticket import Place
@@ -71,6 +71,9 @@ class Replayed(NamedTuple):
     letter: Any  # a dead_letter.DeadLetter
     first: int
     row_count: int
+
+
+_P = TypeVar("_P", Place, Replayed)
 
 
 class OpenBatch:
@@ -165,8 +168,14 @@ class FrozenBatch:
     payload: Payload | None = None
     attempts: int = 0
     ambiguous: bool = False
+    piece_count: int = 0
     split: Any = None  # the destination.splitting.Split that this is a piece of
     span: Any = field(default=None, repr=False)  # the telemetry.tracing.FlushSpan of this batch, once it is sent
+
+    def next_piece_id(self) -> str:
+        """``<parent>.<n>``, never the same twice."""
+        self.piece_count += 1
+        return f"{self.id}.{self.piece_count}"
 
     @property
     def item_count(self) -> int:
@@ -229,8 +238,8 @@ def piece(parent: FrozenBatch, bounds: ItemBounds, *, batch_id: str, first: int,
         youngest_at=parent.youngest_at,
         frozen_at=parent.frozen_at,
         trigger=Trigger.SPLIT,
-        tickets=[Place(place.ticket, *clipped) for place in parent.tickets if (clipped := _clip(place, first, end))],
-        replays=[Replayed(place.letter, *clipped) for place in parent.replays if (clipped := _clip(place, first, end))],
+        tickets=[Place(place.ticket, *_clip(place, first, end)) for place in _between(parent.tickets, first, end)],
+        replays=[Replayed(place.letter, *_clip(place, first, end)) for place in _between(parent.replays, first, end)],
         links=parent.links,
         link_count=parent.link_count,
         vias=parent.vias,
@@ -238,7 +247,16 @@ def piece(parent: FrozenBatch, bounds: ItemBounds, *, batch_id: str, first: int,
     )
 
 
-def _clip(place: Place | Replayed, first: int, end: int) -> tuple[int, int] | None:
-    """The part of ``place`` between rows ``first`` and ``end``, counted from ``first``; None if there is none."""
+def _between(places: list[_P], first: int, end: int) -> list[_P]:
+    """Those of ``places``, in the order of their rows, that have some between rows ``first`` and ``end``."""
+    low = bisect_right(places, first, key=lambda place: place.first)
+    high = bisect_left(places, end, lo=low, key=lambda place: place.first)
+    if low and places[low - 1].first + places[low - 1].row_count > first:
+        low -= 1
+    return places[low:high]
+
+
+def _clip(place: Place | Replayed, first: int, end: int) -> tuple[int, int]:
+    """The part of ``place`` between rows ``first`` and ``end``, counted from ``first``."""
     begins, ends = max(place.first, first), min(place.first + place.row_count, end)
-    return (begins - first, ends - begins) if begins < ends else None
+    return begins - first, ends - begins

@@ -10,6 +10,7 @@ and none ever accepted, it is the request that is wrong and not a row. A parent 
 asked to its last row all the same.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from enum import Enum
@@ -50,7 +51,7 @@ class Bisection:
 
     def __init__(self, item_row_counts: Sequence[int], *, budget: int | None = BUDGET) -> None:
         """``item_row_counts``: rows of each item, in order. ``budget``: the most pieces to ask, None for no limit."""
-        self._bounds = list(accumulate(item_row_counts))
+        self._bounds = array("L", accumulate(item_row_counts))
         rows = self._bounds[-1]
         self._budget = budget
         self._refusals_max = 2 * (rows - 1).bit_length()  # 2·⌈log2 rows⌉

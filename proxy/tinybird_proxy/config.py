@@ -5,6 +5,7 @@ is an argument, and files that options name are read elsewhere (``tokens``, ``ap
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -200,6 +201,11 @@ def _data_source(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,255}", text):
         raise ValueError("must be a data source's name: letters, digits and underscores")
     return text
+
+
+def token_hash(token: str) -> str:
+    """What is shown of a token: 8 hex digits of its SHA-256, without the white space around it."""
+    return hashlib.sha256(token.strip().encode()).hexdigest()[:8]
 
 
 def format_duration(seconds: float) -> str:

@@ -196,6 +196,14 @@ class DeadLetters:
         if self._evicted_untold:
             self._tell_evictions(self._now())
 
+    def tell(self) -> None:
+        """Log evictions that were not told of yet, if it is time."""
+        now = self._now()
+        if self._evicted_untold and (
+            self._evictions_told_at is None or now - self._evictions_told_at >= _LOG_INTERVAL_S
+        ):
+            self._tell_evictions(now)
+
     def _hold(self, letter: DeadLetter) -> None:
         self._held_rows[letter.key] += letter.row_count
         self.held_bytes += letter.size_bytes
@@ -219,9 +227,7 @@ class DeadLetters:
             self._unhold(letter)
             letter.ledger.letters_evicted += letter.row_count
             self._evicted_untold += letter.row_count
-        now = self._now()
-        if self._evictions_told_at is None or now - self._evictions_told_at >= _LOG_INTERVAL_S:
-            self._tell_evictions(now)
+        self.tell()
 
     def _oldest(self, size_bytes: int) -> list[DeadLetter]:
         """The oldest held letters that take ``size_bytes`` together, or a little more; strangers' before all others.

@@ -50,10 +50,11 @@ class Pacing:
         self._burst = max(1.0, limits.rate * BURST_SHARE)
         self._tokens = self._burst
         self._refilled_at = now
-        self._failed_at = -math.inf
+        self._failed_at = self._judged_at = -math.inf
         self._failures = 0
         self._deadline: float | None = None
         self._pause_ends_at = -math.inf  # as if nothing were draining
+        self._only_by_hand = False  # held because each attempt might double rows
         self.state = State.NEW
         self.confirmed = False
         self.reason = ""
@@ -90,6 +91,7 @@ class Pacing:
             return  # older than the failure that we are pausing for
         self.state = State.DELIVERING
         self.reason = ""
+        self._only_by_hand = False
         self._failures = 0
         self.paused_until = self._pause_ends_at = -math.inf
 
@@ -98,6 +100,7 @@ class Pacing:
 
         A hold does: what it waits for may be these very rows.
         """
+        self._judged_at = max(self._judged_at, started_at)
         if started_at > self._failed_at:
             self.probe_now(now)
             if self.state in (State.FAILING, State.THROTTLED):
@@ -110,6 +113,9 @@ class Pacing:
         """
         if self._pauses_already(started_at):
             return
+        if self._only_by_hand:
+            self.hold(now, reason, probe=False)  # whoever asked for one attempt did not ask for more
+            return
         ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 30))
         self._failures += 1
         if self._deadline is not None:
@@ -120,6 +126,9 @@ class Pacing:
         """Tinybird asked for a pause of ``retry_after_s`` (within our own bounds), or did not say how long."""
         already = self._pauses_already(started_at)
         if already and self.state is State.HELD:
+            return
+        if self._only_by_hand:
+            self.failed(now, started_at, reason)
             return
         if retry_after_s is None:
             self.failed(now, started_at, reason)
@@ -136,16 +145,17 @@ class Pacing:
         ``probe`` False: only ``probe_now`` brings another attempt, because each might double rows.
         """
         unprobed = self.state is State.HELD and math.isinf(self._pause_ends_at)
-        self._pause(State.HELD, now, math.inf if unprobed or not probe else PROBE_INTERVAL_S, reason)
+        self._only_by_hand = unprobed or not probe
+        self._pause(State.HELD, now, math.inf if self._only_by_hand else PROBE_INTERVAL_S, reason)
 
     def probe_now(self, now: float) -> None:
         """Something changed (a token, a person's wish): do not wait any longer."""
         self.paused_until = self._pause_ends_at = min(self.paused_until, now)
 
     def release(self, now: float) -> None:
-        """What was held is held no more, whatever became of it: the next request shows how things stand."""
-        if self.state is State.HELD:
-            self.state, self.reason = State.NEW, ""
+        """Tinybird has judged rows, so what was held before it was asked is held no more: the next request shows."""
+        if self.state is State.HELD and self._judged_at > self._failed_at:
+            self.state, self.reason, self._only_by_hand = State.NEW, "", False
             self.probe_now(now)
 
     def drain(self, now: float, deadline: float) -> None:

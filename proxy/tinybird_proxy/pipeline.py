@@ -420,6 +420,7 @@ class Pipeline:
         Both equations of each destination against what is really there, and the buffer's own count against the batches.
         """
         self._forget_ledgers()
+        self.surroundings.letters.tell()
         letters, off = self.surroundings.letters, 0
         rows = size_bytes = strange_rows = strange_bytes = 0
         for destination in self._destinations.values():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tinybird_proxy.config import token_hash
 from tinybird_proxy.errors import TokenFileError
 
 CANDIDATE_RETRY_S: Final = 60.0
@@ -21,7 +22,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 
 def fingerprint(token: str) -> str:
     """What people see of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()[:8]
+    return token_hash(token)
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ def cut(split: Split) -> FrozenBatch:
     assert payload is not None
     (body,) = codec.rows_of(payload, [asking])
     made = piece(
-        split.batch, split.bounds, batch_id=split.next_piece_id(), first=asking.first, end=asking.end, body=body
+        split.batch, split.bounds, batch_id=split.batch.next_piece_id(), first=asking.first, end=asking.end, body=body
     )
     made.split, split.piece = split, made
     return made
@@ -83,7 +83,7 @@ def test_pieces_are_named_after_their_parent_in_the_order_in_which_they_are_made
     split = Split(make_batch(*single_rows(8)), FIRST)
     made = answers(split, (False, True, True))
     assert [(asked.id, asked.row_count) for asked in made] == [("b7.1", 4), ("b7.2", 4), ("b7.3", 2)]
-    assert split.next_piece_id() == "b7.4"
+    assert split.batch.next_piece_id() == "b7.4"
 
 
 def test_an_answered_piece_is_nobodys_any_more() -> None:
@@ -147,7 +147,7 @@ def test_a_split_that_is_stopped_remembers_why_and_leaves_the_rest_undecided() -
     split = Split(make_batch(*single_rows(8)), FIRST)
     answers(split, (True,))
     cut(split)
-    split.stop(LetterReason.EXPIRED, "older than MAX_AGE")
+    split.stop(LetterReason.EXPIRED, "older than MAX_AGE", None)
     assert (split.piece, split.bisection.ended) == (None, Ended.STOPPED)
     assert split.ended_by == (LetterReason.EXPIRED, "older than MAX_AGE")
     assert [tuple(left) for left in split.bisection.undecided()] == [(4, 6), (6, 8)]
@@ -189,5 +189,5 @@ def test_what_is_left_is_what_was_neither_taken_nor_given_up_on(
         assert split.batch.payload is not None
         assert split.bytes_left == sum(len(body) + 1 for body in codec.rows_of(split.batch.payload, undecided))
     if stopped:
-        split.stop(LetterReason.EXPIRED, "too old")
+        split.stop(LetterReason.EXPIRED, "too old", None)
         assert split.bisection.asking is None

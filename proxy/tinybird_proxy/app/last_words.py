@@ -76,7 +76,7 @@ class LastWords:
             for destination in self._pipeline.destinations():
                 if destination.ledger.dropped_total:
                     lost[destination.key.name] += destination.ledger.dropped_total
-                    reasons[destination.key.name] = destination.pacing.reason or "Tinybird had not answered in time"
+                    reasons[destination.key.name] = destination.lost_because or "Tinybird had not answered in time"
             in_doubt = ledger.dropped.get(DropReason.IN_DOUBT, 0)
             _log.error(
                 "stopped with rows lost",

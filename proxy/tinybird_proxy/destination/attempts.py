@@ -45,12 +45,13 @@ class Attempts:
             raise NoToken
         reply = await self._request(batch, secret.value)
         self._note(own, secret, reply)
-        current = own.current
-        if _denies(reply) and current is not None and secret is not current:
-            reply = await self._request(batch, current.value)
+        # The other one: the one in use after a changed one, or one that came while this request was out.
+        other = own.current if secret is not own.current else own.choose(self._s.now())
+        if _denies(reply) and other is not None and other is not secret:
+            reply = await self._request(batch, other.value)
             if secret is own.candidate and _accepts(reply):
-                self._reject(own, secret, current)
-            self._note(own, current, reply)
+                self._reject(own, secret, other)
+            self._note(own, other, reply)
         return reply
 
     def _note(self, own: OwnToken, secret: Secret, reply: Reply) -> None:

@@ -57,6 +57,7 @@ class Destination:
         self.pacing = Pacing(surroundings.pacing, jitter=surroundings.jitter, now=now)
         self.refusing: Refusing | None = None
         self.used_at = now
+        self.lost_because = ""  # what stood in the way when the process ended
         self._s = surroundings
         self._queue = BatchQueue(key, surroundings.limits, surroundings.next_batch_id)
         self._attempts = Attempts(key, surroundings)
@@ -129,6 +130,8 @@ class Destination:
 
     def put_replay(self, items: Sequence[tuple[Rows, DeadLetter]], now: float) -> None:
         """Take the rows of dead letters back, in a batch of their own."""
+        if self.idle:
+            self._expiry.accepted()  # an old refusal must not age what nobody has asked about since
         for _, letter in items:
             self._s.letters.begin_replay(letter)
         self._queue.add_replay(items, now)
@@ -150,7 +153,7 @@ class Destination:
 
     def give_up_refused(self) -> None:
         """Room is needed: what Tinybird never accepted and refuses becomes dead letters before its hour is over."""
-        if self.refusing is not None:
+        if self.refusing is not None and not self._queue.in_flight and not self._queue.splits:
             self._expiry.hurry()
             self._expiry.expire(self._s.now(), self.pacing.reason, self.refusing.status)
 
@@ -158,6 +161,7 @@ class Destination:
         """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""
         self._draining = True
         self.pacing.drain(now, deadline)
+        self._splitting.drain()
         if self._queue.open is not None:
             self._queue.freeze_open(Trigger.DRAIN, now)
         self._wake.set()
@@ -165,6 +169,8 @@ class Destination:
     def abandon(self) -> None:
         """The process stops: count what is still here as lost, by reason, and tell who waits."""
         now = self._s.now()
+        active = self._splitting.active
+        self.lost_because = self.pacing.reason or (active.refusal.reason if active is not None else "")
         if self._queue.open is not None:
             self._queue.freeze_open(Trigger.DRAIN, now)
         for split in list(self._queue.splits):
@@ -252,28 +258,28 @@ class Destination:
     async def _attempt(self, batch: FrozenBatch, started_at: float) -> None:
         """One request with ``batch``, and what follows from it."""
         decision: Decision
+        status: int | None = None
         try:
             await self._attempts.compress(batch)
             if self._splitting.is_too_large(batch, started_at):
-                await self._splitting.halve(batch)
+                await self._halve(batch, started_at)
                 self._wake.set()
                 return
             reply = await self._attempts.send(batch)
-            self._status = reply.status if reply.status >= 300 else None
+            status = reply.status if reply.status >= 300 else None
             upstream = self._s.upstream
             decision = judge(reply, batch.row_count, counts_seen=upstream.counts_seen, now_utc=self._s.utc_now())
         except UpstreamError as error:
-            self._status = None
             decision = judge_failure(error)
         except NoToken:
-            self._status = None
             decision = Held("the file of TINYBIRD_TOKEN_FILE is not there yet")
         except Exception as error:  # noqa: BLE001 - whatever broke, the batch must go back
-            self._status = None
             self._s.meters.internal_errors += 1
             _log.warning("an attempt broke inside the proxy; the batch is kept", exc_info=True)
             decision = Again(f"an error inside the proxy ({type(error).__name__})", ambiguous=True)
         await self._carry_out(decision, batch, started_at)
+        if isinstance(decision, Again | Held | Denied) and self.pacing.reason == decision.reason:
+            self._status = status  # of the answer that says why, not of a late one from before it
         self._wake.set()
 
     async def _carry_out(self, decision: Decision, batch: FrozenBatch, started_at: float) -> None:
@@ -299,7 +305,7 @@ class Destination:
                 self._hold(decision.reason, batch, now, probe=decision.probe)
             case Rejected():
                 self.pacing.answered(now, started_at)
-                await self._reject(decision, batch, now)
+                await self._reject(decision, batch, started_at, now)
             case Partial():
                 contact = self._contact.keep_that_of(batch)
                 message = decision.message or decision.reason
@@ -311,7 +317,17 @@ class Destination:
                 else:
                     self._hold(decision.reason, batch, now)
 
-    async def _reject(self, rejected: Rejected, batch: FrozenBatch, now: float) -> None:
+    async def _halve(self, batch: FrozenBatch, started_at: float) -> None:
+        """Send ``batch``, which is too large, in two parts. Nothing was ingested: a failure here doubles nothing."""
+        try:
+            await self._splitting.halve(batch)
+        except Exception as error:  # noqa: BLE001 - nothing may kill the destination's task; the batch must go back
+            self._s.meters.internal_errors += 1
+            _log.warning("a batch could not be halved; it is kept", exc_info=True)
+            self.pacing.failed(self._s.now(), started_at, f"an error inside the proxy ({type(error).__name__})")
+            self._put_back(batch)
+
+    async def _reject(self, rejected: Rejected, batch: FrozenBatch, started_at: float, now: float) -> None:
         """Nothing of it was ingested, and unchanged it never will be."""
         if not batch.promised and self._contact.withdraw(rejected.status, rejected.message or rejected.reason):
             return
@@ -322,8 +338,12 @@ class Destination:
         elif not rejected.too_large:
             self._splitting.begin(batch, rejected)
         elif batch.row_count > 1:
-            await self._splitting.halve(batch)
+            await self._halve(batch, started_at)
         else:
+            if self._splitting.is_no_row_too_large(batch):
+                self._hold(f"{rejected.reason}, however small it is", batch, now)
+                self._status = rejected.status
+                return
             message = rejected.message or rejected.reason
             self.pacing.release(now)
             self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=message)
@@ -348,12 +368,14 @@ class Destination:
         if was_unconfirmed:
             self._s.buffer.confirm(*self._queue.held())
         if self.pacing.state is State.DELIVERING:
+            self._status = None
             self._chronicle.flows_again(now)
 
-    def _hold_split(self, reason: str) -> None:
+    def _hold_split(self, reason: str, status: int) -> None:
         """No part of a refused batch goes in either: somebody has to look."""
         now = self._s.now()
         self.pacing.hold(now, reason)
+        self._status = status
         self._chronicle.trouble(reason, now, self.buffered_rows(), held=True)
         self._stop_waiting()
 

@@ -67,7 +67,8 @@ class Expiry:
                 self._exits.give_up(batch, reason, now, status=status, message=message)
         for split in self._idle_splits():
             if split.batch.youngest_at <= youngest_at_most:
-                split.stop(reason, message)
+                searched = message if why else f"older than MAX_AGE; {split.refusal.reason}"
+                split.stop(reason, searched, status)
 
     def _idle_splits(self) -> list[Split]:
         """Batches being split of which nothing is in flight or at work, and that have not ended."""

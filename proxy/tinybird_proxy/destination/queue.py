@@ -96,7 +96,7 @@ class BatchQueue:
         So the next attempt is made with the same batch, and no second one becomes ambiguous.
         """
         if self.in_flight.pop(batch.id, None) is not None and batch.split is None:
-            bisect.insort_left(self.waiting, batch, key=lambda other: other.frozen_at)
+            self._wait(batch)
 
     def take_out(self, batch: FrozenBatch) -> None:
         """``batch`` leaves: it settled, was given up on, or nothing was taken. A piece's rows leave its split."""
@@ -109,19 +109,33 @@ class BatchQueue:
         """``batch``, in flight, is sent in ``parts`` from now on: they wait in its place."""
         del self.in_flight[batch.id]
         for part in reversed(parts):
-            bisect.insort_left(self.waiting, part, key=lambda other: other.frozen_at)
+            self._wait(part)
         self._fresh += parts
 
     def begin_split(self, split: Split) -> None:
         """The batch of ``split``, in flight, is asked about in pieces from now on."""
         del self.in_flight[split.batch.id]
-        self.splits.append(split)
+        at = len(self.splits)
+        if not split.batch.replays:  # a search in old letters has no budget: what is fresh goes first
+            at = next((place for place, other in enumerate(self.splits) if other.batch.replays), at)
+        self.splits.insert(at, split)
 
     def end_split(self, split: Split, *, whole: bool) -> None:
         """The split is over. ``whole``: nothing of it was accepted, and its batch waits again."""
         self.splits.remove(split)
         if whole:
-            bisect.insort_left(self.waiting, split.batch, key=lambda other: other.frozen_at)
+            self._wait(split.batch)
+
+    def move_back(self, batch: FrozenBatch, now: float) -> None:
+        """``batch``, waiting, lets every other one go first that was frozen until now, and the open one too."""
+        if self.open is not None:
+            self.freeze_open(Trigger.INTERVAL, now)
+        self.waiting.remove(batch)
+        batch.frozen_at = now
+        self.waiting.append(batch)
+
+    def _wait(self, batch: FrozenBatch) -> None:
+        bisect.insort_left(self.waiting, batch, key=lambda other: other.frozen_at)
 
     def frozen(self) -> list[FrozenBatch]:
         """Every frozen batch that is whole: waiting or in flight, and no piece."""

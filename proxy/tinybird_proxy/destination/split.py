@@ -25,15 +25,9 @@ class Split:
         self.next_at = 0.0
         self.busy = False
         self.ambiguous = False
-        self.ended_by: tuple[LetterReason, str] | None = None
+        self.ended_by: tuple[LetterReason, str, int | None] | None = None
         self.piece: FrozenBatch | None = None
-        self._piece_count = 0
         self._refused_alone: dict[Piece, tuple[FrozenBatch, Rejected]] = {}
-
-    def next_piece_id(self) -> str:
-        """``<parent>.<n>``."""
-        self._piece_count += 1
-        return f"{self.batch.id}.{self._piece_count}"
 
     def left(self, row_count: int, size_bytes: int) -> None:
         """So much of the batch settled or became a dead letter."""
@@ -61,8 +55,12 @@ class Split:
         """Rows that are guilty beyond doubt, each as the piece that it was asked in, and what Tinybird said."""
         return [self._refused_alone.pop(piece) for piece in self.bisection.take_condemned()]
 
-    def stop(self, reason: LetterReason, message: str) -> None:
+    def stop(self, reason: LetterReason, message: str, status: int | None) -> None:
         """End the search: what is undecided is given up on for ``reason``. Nothing may be in flight or at work."""
-        self.ended_by = reason, message
+        self.ended_by = reason, message, status
+        if self.piece is not None:
+            self.ambiguous |= self.piece.ambiguous
+            if self.piece.span is not None:
+                self.piece.span.end(verdict="split", attempts=self.piece.attempts)
         self.piece = None
         self.bisection.stop()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 
 from tinybird_proxy.batch import FrozenBatch, ItemBounds, piece
 from tinybird_proxy.bisect import Ended
-from tinybird_proxy.ceiling import Ceiling
+from tinybird_proxy.ceiling import LEAST_BYTES, Ceiling
 from tinybird_proxy.destination.exits import Exits
 from tinybird_proxy.destination.queue import BatchQueue
 from tinybird_proxy.destination.split import Split
@@ -38,7 +38,7 @@ class Splitting:
         exits: Exits,
         surroundings: Surroundings,
         *,
-        hold: Callable[[str], None],
+        hold: Callable[[str, int], None],
         release: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
@@ -50,6 +50,8 @@ class Splitting:
         self._wake = wake
         self._ceiling = Ceiling()
         self._small_refused = 0
+        self._tiny_too_large = 0
+        self._pause_s = max(1.0 / PIECES_PER_S, 2.0 / surroundings.pacing.rate)  # half of the pace at most
 
     @property
     def active(self) -> Split | None:
@@ -100,6 +102,12 @@ class Splitting:
         split = self.active
         return None if split is None or split.busy or split.piece is not None else split.next_at
 
+    def drain(self) -> None:
+        """Nothing new comes, and what is not delivered by the end is lost: no pauses between pieces."""
+        self._pause_s = 0.0
+        for split in self._queue.splits:
+            split.next_at = 0.0
+
     def interrupted(self) -> None:
         """The tasks died: what they were at is begun anew."""
         for split in self._queue.splits:
@@ -126,7 +134,7 @@ class Splitting:
 
     def settled(self, batch: FrozenBatch, now: float) -> None:
         """Tinybird has the rows of ``batch``, which may be a piece and has left already."""
-        self._small_refused = 0
+        self._small_refused = self._tiny_too_large = 0
         if batch.split is not None:
             batch.split.accepted()
             self._answered(batch.split, now)
@@ -146,13 +154,20 @@ class Splitting:
         if batch.payload is not None:
             self._ceiling.refused(len(batch.payload.body), now)
 
+    def is_no_row_too_large(self, batch: FrozenBatch) -> bool:
+        """Whether 413 to ``batch``, a single row, says nothing of the row: so many small ones were refused."""
+        if batch.payload is None or len(batch.payload.body) > LEAST_BYTES:
+            return False
+        self._tiny_too_large += 1
+        return self._tiny_too_large >= SMALL_REFUSED_MAX
+
     async def halve(self, batch: FrozenBatch) -> None:
         """Send ``batch``, in flight and of at least two rows, in two parts instead."""
         assert batch.payload is not None  # noqa: S101 - it was to be sent
         bounds, first, parts = ItemBounds(batch.row_counts), 0, []
-        for number, body in enumerate(await self._s.codec.halves(batch.payload), 1):
+        for body in await self._s.codec.halves(batch.payload):
             end = first + body.count(b"\n") + 1
-            parts.append(piece(batch, bounds, batch_id=f"{batch.id}.{number}", first=first, end=end, body=body))
+            parts.append(piece(batch, bounds, batch_id=batch.next_piece_id(), first=first, end=end, body=body))
             first = end
         if batch.span is not None:
             batch.span.end(verdict="split", attempts=batch.attempts)
@@ -161,7 +176,7 @@ class Splitting:
     # The work on one batch.
 
     def _answered(self, split: Split, now: float) -> None:
-        split.next_at = now + 1.0 / PIECES_PER_S
+        split.next_at = now + self._pause_s
         if split.bisection.ended is not Ended.SMALL_AND_REFUSED:
             self._give_up_condemned(split, now)
 
@@ -190,7 +205,7 @@ class Splitting:
         assert payload is not None  # noqa: S101 - it was sent
         (body,) = await self._s.codec.rows_of(payload, [asking])
         made = piece(
-            split.batch, split.bounds, batch_id=split.next_piece_id(), first=asking[0], end=asking[1], body=body
+            split.batch, split.bounds, batch_id=split.batch.next_piece_id(), first=asking[0], end=asking[1], body=body
         )
         made.split = split
         split.piece = made
@@ -228,7 +243,9 @@ class Splitting:
         if split.batch.replays:
             self._exits.give_back(split.batch, split.refusal)
         else:
-            self._hold(f"{split.refusal.reason}; {why}")
+            # The next probe is made with another batch, if there is one: are they all refused, or only these rows?
+            self._queue.move_back(split.batch, self._s.now())
+            self._hold(f"{split.refusal.reason}; {why}", split.refusal.status)
 
     async def _give_up_undecided(self, split: Split) -> None:
         """What the search left over becomes dead letters, in as few pieces as it is known in."""
@@ -238,10 +255,9 @@ class Splitting:
         payloads = [await self._s.codec.compress([body]) for body in bodies]
         refusal = split.refusal
         said = refusal.message or refusal.reason
-        reason, message = split.ended_by or (LetterReason.UNDECIDED, said)
-        status = None if reason is LetterReason.EXPIRED else refusal.status
+        reason, message, status = split.ended_by or (LetterReason.UNDECIDED, said, refusal.status)
         for (first, end), body, payload in zip(undecided, bodies, payloads, strict=True):
-            left = piece(batch, split.bounds, batch_id=split.next_piece_id(), first=first, end=end, body=body)
+            left = piece(batch, split.bounds, batch_id=split.batch.next_piece_id(), first=first, end=end, body=body)
             left.split, left.payload = split, payload
             self._exits.give_up(left, reason, self._s.now(), status=status, message=message)
 

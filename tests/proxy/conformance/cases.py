@@ -194,7 +194,7 @@ async def buffer_full(sender: Sender) -> Heard:
     assert await sender.put(1, wait=True) == 200
     sender.set_fault(delay_s=1.5)
     assert await sender.put(BUFFER_ROWS) == 202
-    assert await sender.put(HEADROOM_ROWS) == 202
+    assert await sender.put(HEADROOM_ROWS) in (202, 503)  # of several data sources, one that has much gets no more
     heard = await sender.send(max_retries=10, on_status=lambda status: sender.clear_faults())
     await proxy.emptied()
     return heard
