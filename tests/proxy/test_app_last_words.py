@@ -112,6 +112,24 @@ async def test_rows_that_tinybird_never_answered_for_are_lost_for_that_reason(
     assert lost["because"] == dict.fromkeys(("hits", "clicks"), "Tinybird had not answered in time")
 
 
+async def test_rows_of_a_batch_that_was_being_searched_are_lost_for_what_tinybird_refused_it_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (message := tmp_path / "termination-log").touch()
+    tinybird = FakeUpstream()
+    async with Setup().pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline)
+        await client.confirm()
+        bad = set(range(0, 1000, 5))
+        tinybird.will(then=lambda attempt: 400 if any(row["n"] in bad for row in attempt.rows) else 200)
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(5)
+    assert LastWords(pipeline, message, deadline=0.0).farewell() is ExitStatus.ROWS_LOST
+    ((_, lost),) = told(caplog, "stopped with rows lost")
+    assert "400" in lost["because"]["hits"]
+    assert f"; hits: {lost['because']['hits']}" in message.read_text()
+
+
 async def test_dead_letters_in_memory_are_warned_of_at_once_and_counted_as_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """What leaves together: the limits of an open batch, what freezing keeps, and what a batch never shows."""
 
 from array import array
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -192,6 +194,34 @@ def test_a_piece_has_its_own_rows_and_everything_else_of_its_parent() -> None:
     assert (made.links, made.link_count, made.vias) == (["00-a"], 1, ("b",))
     assert made.ambiguous, "one of its rows may have been taken with the parent"
     assert (made.promised, made.payload, made.attempts, made.span) == (True, None, 0, None)
+
+
+class Watched(list[Replayed]):
+    """Counts how often anything in it is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Replayed]:
+        for place in super().__iter__():
+            self.looks += 1
+            yield place
+
+
+def test_a_piece_is_made_without_looking_at_every_place_of_its_parent() -> None:
+    parent = frozen(opened(*[rows(1)] * 60_000))
+    parent.replays = watched = Watched(Replayed(object(), row, 1) for row in range(60_000))
+    made = piece(parent, ItemBounds(parent.row_counts), batch_id="x", first=41_000, end=41_003, body=b"x\nx\nx")
+    assert made.replays == [Replayed(list.__getitem__(watched, 41_000 + row).letter, row, 1) for row in range(3)]
+    assert watched.looks < 100
+
+
+def test_no_two_pieces_of_a_batch_have_the_same_name() -> None:
+    parent = frozen(opened(rows(1, 1)))
+    assert [parent.next_piece_id() for _ in range(3)] == ["node-1.1", "node-1.2", "node-1.3"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rows that were given up on: where each of them is, who leaves when there is no room, whom a filter means."""
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tinybird_proxy.batch import DestinationKey, Payload
 from tinybird_proxy.dead_letter import EVERY_LETTER, OVERHEAD_BYTES, DeadLetter, DeadLetters, LetterFilter
 from tinybird_proxy.ledger import Ledger, LetterReason
+from tinybird_proxy.testing.fake_upstream import FakeUpstream
+from tinybird_proxy.testing.pipelines import Client, Setup, numbered
 
 HITS = DestinationKey("/v0/events", "hits", (), None)
 CLICKS = DestinationKey("/v0/events", "clicks", (), "p.sEcReT")
@@ -221,6 +224,46 @@ def test_what_is_evicted_is_an_error_in_the_log_now_and_then_and_at_the_end(capl
     assert told() == [1, 2 + 4 + 8, 16]
     assert sum(told()) == store.ledger.letters_evicted
     assert "sEcReT" not in caplog.text
+
+
+def test_what_is_evicted_is_told_in_time_although_no_more_comes(caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store(0)
+
+    def told() -> list[int]:
+        return [vars(record)["fields"]["rows"] for record in caplog.records if record.levelno == logging.ERROR]
+
+    store.letters.tell()
+    assert told() == []
+    for rows in (1, 2, 4):
+        store.add(rows)
+    store.seconds = 9.9
+    store.letters.tell()
+    assert told() == [1]
+    store.seconds = 10.0
+    store.letters.tell()
+    assert told() == [1, 2 + 4]
+    store.seconds = 1000.0
+    store.letters.tell()
+    assert told() == [1, 2 + 4]
+
+
+@pytest.mark.looptime(idle_timeout=1)
+async def test_whoever_checks_the_ledger_now_and_then_brings_all_evictions_into_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tinybird = FakeUpstream()
+    async with Setup(dead_letter_bytes=0).pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline)
+        await client.confirm()
+        tinybird.will(then=422)
+        for _ in range(5):
+            client.offer(numbered([1] * 100))
+            await asyncio.sleep(1.5)
+        await asyncio.sleep(10)
+        assert pipeline.check_ledger() == 0
+        lost = [record for record in caplog.records if record.message.startswith("dead letters were lost: ")]
+        assert sum(vars(record)["fields"]["rows"] for record in lost) == pipeline.ledger().letters_evicted == 500
+        assert len(lost) == 2
 
 
 # The end.

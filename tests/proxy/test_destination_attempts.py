@@ -3,16 +3,19 @@
 import asyncio
 import itertools
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from blockbuster import blockbuster_ctx
 
+from tinybird_proxy import health
 from tinybird_proxy.batch import DestinationKey, FrozenBatch, OpenBatch, Payload, Trigger, freeze
 from tinybird_proxy.destination.attempts import Attempts, NoToken
 from tinybird_proxy.destination.surroundings import BatchUpstream, Surroundings
 from tinybird_proxy.errors import ConnectFailed, ConnectionBroken, ResponseTimeout, UpstreamError
+from tinybird_proxy.pacing import State
 from tinybird_proxy.testing.fake_tracer import TRACEPARENT, FakeTracer
 from tinybird_proxy.testing.fake_upstream import (
     INSTANCE,
@@ -22,10 +25,11 @@ from tinybird_proxy.testing.fake_upstream import (
     after,
     broken,
     hang,
+    reply,
     timed_out,
     unreachable,
 )
-from tinybird_proxy.testing.pipelines import OWN_TOKEN, Setup, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import OWN_TOKEN, Client, Setup, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Buffered, Place, Ticket
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.upstream import Upstream, UpstreamSettings
@@ -311,12 +315,89 @@ async def test_a_token_that_was_replaced_while_its_request_was_out_is_followed_b
     assert scene.own.current.value == "p.new"
 
 
+async def test_a_token_that_came_while_a_request_was_out_follows_the_refused_one_at_once() -> None:
+    scene = make_scene(after(1, 403), 200)
+    slow = asyncio.create_task(scene.attempts.send(make_batch()))
+    await asyncio.sleep(0.5)
+    scene.own.offer("p.new", 0.5)
+    assert (await slow).status == 200
+    assert used(scene.tinybird) == ["p.old", "p.new"]
+    assert scene.own.current is not None
+    assert (scene.own.current.value, scene.own.candidate) == ("p.new", None)
+
+
 async def test_the_token_in_use_that_is_refused_is_not_tried_twice() -> None:
     scene = make_scene(401)
     assert (await scene.attempts.send(make_batch())).status == 401
     assert used(scene.tinybird) == ["p.old"]
     assert scene.own.current is not None
     assert scene.own.current.denied_at is not None
+
+
+# What a destination says of its attempts, and what it makes of late answers.
+
+
+@asynccontextmanager
+async def delivering(tinybird: FakeUpstream) -> AsyncIterator[Client]:
+    async with Setup().pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline)
+        await client.confirm()
+        yield client
+        assert imbalances(pipeline) == []
+
+
+async def test_an_older_answer_does_not_change_why_a_destination_is_held() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(after(3, 403), after(5, 429), then=403)
+        for number in (1, 2):
+            client.offer(numbered([number]))
+            await asyncio.sleep(1.2)
+        await asyncio.sleep(7)
+        facts = client.destination.facts()
+        assert (facts.state, facts.status) == (State.HELD, 403)
+        assert "403" in facts.reason
+
+
+async def test_a_success_from_before_an_error_does_not_make_an_outage_of_it() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(after(3, 500), after(2, 200), then=after(100, 500))
+        for number, pause_s in ((1, 1.2), (2, 3.2)):
+            client.offer(numbered([number]))
+            await asyncio.sleep(pause_s)
+        facts = client.destination.facts()
+        assert (facts.state, facts.status, health.cause(facts)) == (State.FAILING, 500, health.Cause.FAILING)
+        tinybird.will(then=200)
+        await asyncio.sleep(200)
+        facts = client.destination.facts()
+        assert (facts.state, facts.status) == (State.DELIVERING, None)
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        pytest.param(unreachable(), id="nothing"),
+        pytest.param(429, id="429"),
+        pytest.param(reply(429, Retry_After="2"), id="429 with a time"),
+        pytest.param(500, id="500"),
+        pytest.param(503, id="503"),
+    ],
+)
+async def test_an_attempt_that_somebody_asked_for_and_that_fails_brings_no_other_one(heard: Script) -> None:
+    tinybird = FakeUpstream([reply(200, b"<html>"), heard], then=reply(200, b"<html>"))
+    async with Setup().pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline)
+        await client.send(numbered([1]))
+        await asyncio.sleep(600)
+        assert len(tinybird.attempts) == 1
+        pipeline.probe_all()
+        await asyncio.sleep(600)
+        assert len(tinybird.attempts) == 2
+        tinybird.will(then=200)
+        pipeline.probe_all()
+        await asyncio.sleep(5)
+        assert (client.destination.idle, client.destination.pacing.state) == (True, State.DELIVERING)
 
 
 # The fake is held to the real thing.

@@ -110,6 +110,33 @@ async def test_a_batch_being_searched_expires_with_what_is_undecided() -> None:
         assert client.destination.idle
 
 
+async def test_a_letter_of_a_search_that_expired_says_that_a_piece_may_have_arrived() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(max_age_s=30.0)) as client:
+        await client.confirm()
+        tinybird.will(400, broken(takes=True), then=unreachable())
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(60)
+        assert numbers_of(tinybird.taken()[1:]) == list(range(8))
+        assert client.pipeline.ledger().ambiguous == 8
+        assert sum(letter.row_count for letter in letters(client)) == 16
+        assert all(letter.ambiguous for letter in letters(client))
+
+
+async def test_a_letter_of_a_search_that_expired_says_what_tinybird_refused_it_for() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(max_age_s=5.0)) as client:
+        await client.confirm()
+        bad = set(range(0, 1000, 5))
+        tinybird.will(then=lambda attempt: 400 if bad.intersection(numbers_of(attempt.rows)) else 200)
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(30)
+        (message,) = {letter.message for letter in letters(client) if letter.reason == "expired"}
+        assert message.startswith("older than MAX_AGE; ")
+        assert "400" in message
+        assert "had not answered" not in message
+
+
 async def test_a_waiting_client_hears_of_an_expiry() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(max_age_s=5.0)) as client:
@@ -137,6 +164,32 @@ async def test_what_was_promised_to_a_token_that_tinybird_never_accepted_is_give
         await client.pipeline.replay(EVERY_LETTER)
         await asyncio.sleep(5)
         assert sorted(numbers_of(tinybird.taken())) == [1, 3]
+
+
+async def test_tinybird_is_asked_about_a_replay_although_the_hour_of_the_refusal_is_over() -> None:
+    tinybird = FakeUpstream([unreachable()], then=403)
+    async with running(tinybird, Setup(), token="p.client") as client:
+        assert await client.send(numbered([1])) == Buffered()
+        await asyncio.sleep(3700)
+        (letter,) = letters(client)
+        assert letter.reason == "unauthorized"
+        tinybird.will(then=200)  # a person has mended the token's rights
+        tinybird.forget()
+        assert (await client.pipeline.replay(EVERY_LETTER)).replayed_rows == 1
+        await asyncio.sleep(5)
+        assert [numbers_of(attempt.rows) for attempt in tinybird.attempts] == [[1]]
+        assert letters(client) == []
+
+
+async def test_an_unauthorized_letter_of_a_search_has_the_status_that_its_message_is_about() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(), token="p.client") as client:
+        tinybird.will(unreachable(), 400, then=403)
+        assert await client.send(numbered(range(100))) == Buffered()
+        await asyncio.sleep(3800)
+        assert {(letter.reason, letter.status) for letter in letters(client)} == {("unauthorized", 403)}
+        assert all("403" in letter.message for letter in letters(client))
+        assert client.destination.idle
 
 
 async def test_a_confirmed_destination_keeps_what_it_holds_however_long_it_is_refused() -> None:

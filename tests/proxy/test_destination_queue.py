@@ -342,6 +342,36 @@ def test_a_batch_of_which_nothing_was_accepted_waits_again_as_the_oldest() -> No
     assert (queue.held(), queue.splits) == (held, [])
 
 
+def test_a_batch_that_is_moved_back_lets_everything_go_first_that_is_here() -> None:
+    queue = make_queue(max_rows=2)
+    for number in range(3):
+        add(queue, numbered([number, number]), now=float(number))
+    first, second, third = queue.waiting
+    add(queue, numbered([3]), now=3.0)
+    queue.move_back(first, 4.0)
+    fourth = queue.waiting[2]
+    assert (queue.waiting, queue.open) == ([second, third, fourth, first], None)
+    assert numbers_in(fourth) == [3]
+    for batch in (second, fourth):
+        queue.begin(batch)
+        queue.put_back(batch)
+    assert queue.waiting == [second, third, fourth, first]
+    add(queue, numbered([4, 4]), now=5.0)
+    assert [numbers_in(batch) for batch in queue.waiting[-2:]] == [[0, 0], [4, 4]]
+
+
+def test_a_search_in_replayed_rows_waits_for_those_in_fresh_ones() -> None:
+    queue = make_queue(max_rows=4)
+    for start in (0, 4):
+        queue.add_replay([(numbered(range(start, start + 4)), make_letter(4))], 1.0)
+    replays = [begin_split(queue), begin_split(queue)]
+    fresh = []
+    for now in (2.0, 3.0):
+        add(queue, numbered(range(4)), now=now)
+        fresh.append(begin_split(queue))
+    assert queue.splits == [*fresh, *replays]
+
+
 def test_who_waits_for_a_batch_that_is_split_is_found() -> None:
     queue = make_queue(max_rows=4)
     ticket = make_ticket(4)

@@ -149,9 +149,16 @@ def test_a_split_that_is_stopped_remembers_why_and_leaves_the_rest_undecided() -
     cut(split)
     split.stop(LetterReason.EXPIRED, "older than MAX_AGE", None)
     assert (split.piece, split.bisection.ended) == (None, Ended.STOPPED)
-    assert split.ended_by == (LetterReason.EXPIRED, "older than MAX_AGE")
+    assert split.ended_by == (LetterReason.EXPIRED, "older than MAX_AGE", None)
     assert [tuple(left) for left in split.bisection.undecided()] == [(4, 6), (6, 8)]
     assert split.rows_left == 4
+
+
+def test_a_split_that_is_stopped_while_the_outcome_of_its_piece_is_unknown_leaves_a_doubt() -> None:
+    split = Split(make_batch(*single_rows(8)), FIRST)
+    cut(split).ambiguous = True
+    split.stop(LetterReason.EXPIRED, "older than MAX_AGE", None)
+    assert split.ambiguous
 
 
 @pytest.mark.parametrize(("replayed", "ended"), [(True, Ended.DECIDED), (False, Ended.OUT_OF_BUDGET)])

@@ -6,13 +6,15 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from tinybird_proxy import codec
 from tinybird_proxy.batch import Payload
 from tinybird_proxy.dead_letter import EVERY_LETTER, DeadLetter, LetterFilter
+from tinybird_proxy.destination import Surroundings
+from tinybird_proxy.destination.surroundings import BatchUpstream
 from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import LetterReason
 from tinybird_proxy.pacing import State
@@ -22,6 +24,7 @@ from tinybird_proxy.testing.fake_upstream import (
     FakeUpstream,
     Script,
     Step,
+    after,
     broken,
     counts,
     quarantining,
@@ -300,6 +303,54 @@ async def test_a_piece_taken_in_part_becomes_a_partial_letter_and_the_search_goe
         assert found == {"partial": list(range(8)), "rejected": [12]}
 
 
+async def test_a_batch_whose_rows_are_all_refused_does_not_keep_others_from_being_tried() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing([1, 2, 3]))
+        for n in (1, 2, 3):
+            client.offer(numbered([n]))
+            await asyncio.sleep(3)
+        assert client.destination.facts().state is State.HELD
+        for n in range(10, 20):
+            client.offer(numbered([n]))
+        await asyncio.sleep(130)
+        assert client.destination.facts().state is State.DELIVERING
+        assert numbers_of(tinybird.taken()) == list(range(10, 20))
+        assert rows_in(*letters(client)) == [1, 2, 3]
+
+
+async def test_a_slow_pace_leaves_other_batches_their_turn() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(rate=5.0, batch_rows=1000)) as client:
+        tinybird.will(then=refusing(range(0, 1000, 5)))
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(3)
+        for n in range(10_000, 10_010):
+            client.offer(numbered([n]))
+            await asyncio.sleep(3)
+        assert client.destination.facts().splitting is not None
+        others = [attempt.rows for attempt in tinybird.attempts if "." not in attempt.batch_id]
+        assert [numbers_of(rows) for rows in others[1:]] == [[n] for n in range(10_000, 10_010)]
+
+
+async def test_the_end_of_a_search_in_rows_from_before_a_hold_does_not_send_again_what_might_double() -> None:
+    tinybird = FakeUpstream()  # never gives counts: after 202s, a 200 that cannot be read is held without probes
+    async with Setup(upstream_wait=False).pipeline(tinybird).running() as pipeline:
+        client = Client(pipeline)
+        tinybird.will(202, 202, after(5, reply(200, b"<html>")), after(6, 400), then=202)
+        for n in (0, 99):
+            await client.send(numbered([n]))
+            await asyncio.sleep(2)
+        for n in (1, 2):
+            client.offer(numbered([n]))
+            await asyncio.sleep(1.2)
+        assert len(tinybird.attempts) == 4
+        await asyncio.sleep(3600)
+        assert client.destination.facts().state is State.HELD
+        assert [numbers_of(attempt.rows) for attempt in tinybird.attempts].count([1]) == 1
+        assert imbalances(pipeline) == []
+
+
 async def test_a_second_refused_batch_is_searched_after_the_first() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(batch_rows=10)) as client:
@@ -407,6 +458,22 @@ async def test_a_replay_that_was_halved_and_of_which_a_half_is_refused_whole_kee
         assert sorted(numbers_of(tinybird.taken())) == list(range(8))
 
 
+async def test_fresh_rows_do_not_wait_for_the_search_in_replayed_ones() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing({*range(0, 4000, 2), 50_000}))
+        client.offer(numbered(range(4000)))
+        await asyncio.sleep(120)
+        await client.pipeline.replay(LetterFilter(reason=LetterReason.UNDECIDED))
+        await asyncio.sleep(5)
+        client.offer(numbered(range(50_000, 50_100)))
+        await asyncio.sleep(60)
+        taken = [n for n in numbers_of(tinybird.taken()) if n >= 50_000]
+        assert sorted(taken) == list(range(50_001, 50_100))
+        facts = client.destination.facts()
+        assert facts.splitting is not None, "the search in the letters goes on after that"
+
+
 async def test_letters_that_their_clients_know_of_or_that_would_double_are_replayed_only_if_asked_for() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird, Setup(batch_rows=2)) as client:
@@ -505,6 +572,61 @@ async def test_a_single_row_that_is_too_large_is_a_dead_letter() -> None:
         assert sorted(numbers_of(tinybird.taken())) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
+async def test_a_tinybird_that_finds_everything_too_large_does_not_turn_all_rows_into_letters() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=413)
+        client.offer(numbered(range(5000)))
+        await asyncio.sleep(300)
+        facts = client.destination.facts()
+        assert (facts.state, facts.status) == (State.HELD, 413)
+        assert "however small it is" in facts.reason
+        assert len(letters(client)) == 2
+        assert len(tinybird.attempts) < 100
+        tinybird.will(then=200)
+        await asyncio.sleep(60)
+        assert (client.destination.idle, len(tinybird.taken())) == (True, 4998)
+
+
+async def test_a_single_row_that_is_too_large_and_was_sent_before_a_hold_does_not_end_it() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(after(3, 403), after(5, 413), then=403)
+        for n in (1, 2):
+            client.offer(numbered([n]))
+            await asyncio.sleep(1.2)
+        await asyncio.sleep(20)
+        assert statuses(tinybird) == [403, 413]
+        assert client.destination.facts().state is State.HELD
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingHalves(Setup):
+    """The first time that a batch is halved something breaks."""
+
+    def surroundings(self, upstream: BatchUpstream, after_settling: Callable[[], None] = lambda: None) -> Surroundings:
+        made = super().surroundings(upstream, after_settling)
+        works, calls = made.codec.halves, itertools.count()
+
+        async def halves(payload: Payload) -> tuple[bytes, bytes]:
+            if next(calls) == 0:
+                raise MemoryError
+            return await works(payload)
+
+        return replace(made, codec=replace(made.codec, halves=halves))
+
+
+async def test_a_batch_that_cannot_be_halved_is_kept_and_is_not_in_doubt() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, FailingHalves(compress=plain)) as client:
+        tinybird.will(then=larger_than(200))
+        client.offer(numbered(range(100)))
+        await asyncio.sleep(20)
+        assert client.pipeline.surroundings.meters.internal_errors == 1
+        assert sorted(numbers_of(tinybird.taken())) == list(range(100))
+        assert (letters(client), client.destination.ledger.ambiguous) == ([], 0)
+
+
 async def plain(bodies: list[bytes]) -> Payload:
     await asyncio.sleep(0)
     return codec.compress(bodies, "none")
@@ -520,6 +642,21 @@ async def test_waiting_clients_of_a_halved_batch_hear_of_all_their_rows() -> Non
 
 
 # Stopping.
+
+
+async def test_a_drain_finishes_the_searches_that_it_has_time_for() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(then=refusing(range(0, 2000, 20)))
+        for start in (0, 1000):
+            client.offer(numbered(range(start, start + 1000)))
+            await asyncio.sleep(1.1)
+        deadline = client.pipeline.surroundings.now() + 25
+        await client.pipeline.drain(deadline, stop_now=asyncio.Event(), report=lambda rows: None)
+        assert client.pipeline.buffered_rows() == 0
+        given_up = rows_in(*letters(client))
+        assert set(range(0, 2000, 20)) <= set(given_up)
+        assert sorted(given_up + numbers_of(tinybird.taken())) == list(range(2000))
 
 
 async def test_what_is_being_searched_at_the_end_is_dropped_and_counted_once() -> None:
@@ -556,3 +693,78 @@ async def test_buffered_rows_and_counts_that_do_not_add_up_in_a_piece() -> None:
         assert await waiting == Buffered()
         await asyncio.sleep(20)
         assert client.destination.ledger.unverified == 11
+
+
+async def test_three_rows_in_a_row_that_are_too_large_hold_nobody_for_long() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(1000))
+        for n in range(3):
+            client.offer(numbered([n], padding=2000))
+            await asyncio.sleep(2)
+        assert client.destination.facts().state is State.HELD  # so far 413 is all that Tinybird says
+        client.offer(numbered([10, 11]))
+        await asyncio.sleep(130)
+        assert client.destination.facts().state is State.DELIVERING
+        assert sorted(rows_in(*letters(client))) == [0, 1, 2]
+        assert numbers_of(tinybird.taken()) == [10, 11]
+
+
+async def test_large_rows_at_the_front_of_a_batch_hold_its_others_for_a_probe_at_most() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(1000))
+        client.offer(numbered(range(4), padding=2000))
+        client.offer(numbered(range(4, 100)))
+        await asyncio.sleep(300)
+        assert sorted(numbers_of(tinybird.taken())) == list(range(4, 100))
+        assert sorted(rows_in(*letters(client))) == [0, 1, 2, 3]
+
+
+async def test_a_replay_of_rows_that_are_too_large_holds_nothing() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(compress=plain)) as client:
+        tinybird.will(then=larger_than(1000))
+        for n in range(3):
+            client.offer(numbered([n], padding=2000))
+            await asyncio.sleep(2)
+            client.offer(numbered([100 + n]))
+            await asyncio.sleep(2)
+        await client.pipeline.replay(EVERY_LETTER)
+        await asyncio.sleep(10)
+        client.offer(numbered([500]))
+        await asyncio.sleep(5)
+        assert 500 in numbers_of(tinybird.taken())
+        assert sorted(rows_in(*letters(client))) == [0, 1, 2]
+
+
+async def test_a_slow_drain_sends_what_waits_before_it_searches_on() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(rate=5.0)) as client:
+        tinybird.will(then=refusing(range(0, 1000, 5)))
+        client.offer(numbered(range(1000)))
+        await asyncio.sleep(3)
+        client.offer(numbered(range(5000, 15000)))
+        pipeline = client.pipeline
+        await pipeline.drain(pipeline.surroundings.now() + 25, stop_now=asyncio.Event(), report=lambda rows: None)
+        assert pipeline.buffered_rows() <= 1000
+
+
+async def test_what_was_ambiguous_in_pieces_and_then_whole_is_counted_once() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(400, broken(), then=400)
+        client.offer(numbered(range(16)))
+        await asyncio.sleep(30)
+        assert client.destination.ledger.ambiguous == 16
+        assert client.destination.facts().state is State.HELD
+
+
+async def test_what_was_said_before_rows_were_judged_is_not_shown_any_more() -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird) as client:
+        tinybird.will(403, 400, then=200)
+        client.offer(numbered([1]))
+        await asyncio.sleep(70)
+        facts = client.destination.facts()
+        assert (facts.status, facts.reason) == (None, "")

@@ -325,6 +325,59 @@ def test_a_hold_without_probes_waits_until_somebody_acts() -> None:
     assert pacing.paused_until == 161.0
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda p, now: p.failed(now + 1, now, "broke"), id="a failure"),
+        pytest.param(lambda p, now: p.throttled(now + 1, now, None, "slow down"), id="a request to slow down"),
+        pytest.param(lambda p, now: p.throttled(now + 1, now, 2.0, "slow down"), id="one with a time"),
+    ],
+)
+def test_an_attempt_that_somebody_asked_for_brings_no_other_one_when_it_fails(
+    answer: Callable[[Pacing, float], None],
+) -> None:
+    pacing = delivering()
+    pacing.hold(10.0, "partly taken", probe=False)
+    for now in (100.0, 150.0):
+        pacing.probe_now(now)
+        answer(pacing, now)
+        assert (pacing.state, pacing.paused_until) == (State.HELD, math.inf)
+    pacing.probe_now(200.0)
+    pacing.succeeded(200.0)
+    assert pacing.state is State.DELIVERING
+    pacing.failed(201.0, 200.5, "broke")  # what was held is settled: this is a failure like any other
+    assert (pacing.state, pacing.paused_until) == (State.FAILING, 201.5)
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_a_hold_ends_when_rows_were_judged_that_were_sent_after_it_began(probe: bool) -> None:
+    pacing = delivering()
+    pacing.hold(10.0, "held", probe=probe)
+    pacing.probe_now(20.0)
+    pacing.answered(21.0, 20.5)
+    pacing.release(22.0)
+    assert (pacing.state, pacing.reason, pacing.ready_at(22.0, 0) <= 22.0) == (State.NEW, "", True)
+    pacing.failed(24.0, 23.0, "broke")
+    assert (pacing.state, pacing.paused_until) == (State.FAILING, 24.5)
+
+
+@pytest.mark.parametrize(("probe", "paused_until"), [(True, 70.0), (False, math.inf)])
+def test_a_judgement_on_rows_that_were_sent_before_a_hold_does_not_end_it(probe: bool, paused_until: float) -> None:
+    pacing = delivering()
+    pacing.hold(10.0, "held", probe=probe)
+    pacing.answered(12.0, 9.5)
+    pacing.release(13.0)
+    assert (pacing.state, pacing.reason, pacing.paused_until) == (State.HELD, "held", paused_until)
+
+
+def test_a_hold_that_began_after_rows_were_judged_is_not_ended_by_that() -> None:
+    pacing = delivering()
+    pacing.answered(9.0, 8.0)
+    pacing.hold(10.0, "held")
+    pacing.release(11.0)
+    assert (pacing.state, pacing.paused_until) == (State.HELD, 70.0)
+
+
 def test_a_change_is_tried_at_once_but_takes_a_token_like_any_request() -> None:
     pacing = delivering(limits=PacingLimits(rate=0.1, concurrency=1))
     pacing.hold(1.0, "held")

@@ -208,9 +208,7 @@ class Destination:
         self._expiry.expire(now, self.pacing.reason, self.refusing.status if self.refusing is not None else None)
         trigger = Trigger.DRAIN if self._draining else Trigger.INTERVAL
         while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
-            batch = self._splitting.next_piece(now)
-            if batch is None and not self._only_pieces:
-                batch = queue.next_due(now, trigger)
+            batch = self._next_batch(now, trigger)
             if batch is None:
                 break
             self.pacing.begin(now)
@@ -225,6 +223,13 @@ class Destination:
             group.create_task(job)
         due_at = self._next_turn_at(now)
         return None if math.isinf(due_at) else max(0.0, due_at - now) + _TIMER_SLACK_S
+
+    def _next_batch(self, now: float, trigger: Trigger) -> FrozenBatch | None:
+        """A piece of what is being searched, or the next whole batch; in a drain whole ones first: they hold more."""
+        piece = self._splitting.next_piece(now)
+        if self._only_pieces or (piece is not None and not self._draining):
+            return piece
+        return self._queue.next_due(now, trigger) or piece
 
     @property
     def _only_pieces(self) -> bool:
@@ -305,6 +310,8 @@ class Destination:
                 self._hold(decision.reason, batch, now, probe=decision.probe)
             case Rejected():
                 self.pacing.answered(now, started_at)
+                if self.pacing.state is State.NEW:
+                    self._status = None
                 await self._reject(decision, batch, started_at, now)
             case Partial():
                 contact = self._contact.keep_that_of(batch)
@@ -343,9 +350,10 @@ class Destination:
             if self._splitting.is_no_row_too_large(batch):
                 self._hold(f"{rejected.reason}, however small it is", batch, now)
                 self._status = rejected.status
+                self._queue.move_back(batch, now)  # the next probe is made with other rows: is it only these?
                 return
             message = rejected.message or rejected.reason
-            self.pacing.release(now)
+            self._release()
             self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=message)
 
     def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
@@ -381,6 +389,8 @@ class Destination:
 
     def _release(self) -> None:
         self.pacing.release(self._s.now())
+        if self.pacing.state is State.NEW:
+            self._status = None
 
     def _wake_up(self) -> None:
         self._wake.set()

@@ -123,11 +123,16 @@ class Exits:
         self._queue.waiting[self._queue.waiting.index(split.batch)] = rest
         self.drop(rest)
 
-    def mark_ambiguous(self, batch: FrozenBatch) -> None:
-        """Tinybird may have taken ``batch`` although no reply said so."""
-        if not batch.ambiguous:
-            batch.ambiguous = True
-            self._ledger.ambiguous += batch.row_count
+    def mark_ambiguous(self, batch: FrozenBatch, *, counted_rows: int = 0) -> None:
+        """Tinybird may have taken ``batch`` although no reply said so. ``counted_rows``: of them, as pieces before."""
+        if batch.ambiguous:
+            return
+        batch.ambiguous = True
+        row_count = batch.row_count - counted_rows
+        if batch.split is not None:
+            row_count = min(row_count, batch.split.batch.row_count - batch.split.ambiguous_rows)
+            batch.split.ambiguous_rows += row_count
+        self._ledger.ambiguous += row_count
 
     def let_go(self, batch: FrozenBatch, verdict: str) -> None:
         """The end of ``batch``: its span, then the buffer forgets it."""

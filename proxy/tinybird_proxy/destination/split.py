@@ -25,6 +25,7 @@ class Split:
         self.next_at = 0.0
         self.busy = False
         self.ambiguous = False
+        self.ambiguous_rows = 0  # counted already, never more than the batch has
         self.ended_by: tuple[LetterReason, str, int | None] | None = None
         self.piece: FrozenBatch | None = None
         self._refused_alone: dict[Piece, tuple[FrozenBatch, Rejected]] = {}

@@ -156,7 +156,7 @@ class Splitting:
 
     def is_no_row_too_large(self, batch: FrozenBatch) -> bool:
         """Whether 413 to ``batch``, a single row, says nothing of the row: so many small ones were refused."""
-        if batch.payload is None or len(batch.payload.body) > LEAST_BYTES:
+        if batch.replays or batch.size_bytes > LEAST_BYTES:
             return False
         self._tiny_too_large += 1
         return self._tiny_too_large >= SMALL_REFUSED_MAX
@@ -238,7 +238,7 @@ class Splitting:
     def _put_back_whole(self, split: Split, why: str) -> None:
         """Nothing of it was accepted. A replay goes back to the letters, anything else is held for a person."""
         if split.ambiguous:
-            self._exits.mark_ambiguous(split.batch)
+            self._exits.mark_ambiguous(split.batch, counted_rows=split.ambiguous_rows)
         self._queue.end_split(split, whole=True)
         if split.batch.replays:
             self._exits.give_back(split.batch, split.refusal)

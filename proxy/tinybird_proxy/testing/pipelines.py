@@ -14,7 +14,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from tinybird_proxy import codec
 from tinybird_proxy.admission import Capacity, Occupancy, Refusal
@@ -34,6 +34,8 @@ from tinybird_proxy.tokens import OwnToken
 OWN_TOKEN: Final = "p.own"  # noqa: S105 - made for tests
 PATH: Final = "/v0/events"
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def numbered(numbers: Iterable[int], *, padding: int = 0) -> Rows:
@@ -119,9 +121,24 @@ async def halves(payload: Payload) -> tuple[bytes, bytes]:
     return codec.halves(payload)
 
 
+def _late(call: Callable[_P, Awaitable[_R]], delay_s: float) -> Callable[_P, Awaitable[_R]]:
+    """``call``, so much later."""
+    if delay_s == 0:
+        return call
+
+    async def late(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        await asyncio.sleep(delay_s)
+        return await call(*args, **kwargs)
+
+    return late
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is around a pipeline. Limits are the configuration's defaults; ``jitter`` answers with the longest wait."""
+    """What is around a pipeline. Limits are the configuration's defaults; ``jitter`` answers with the longest wait.
+
+    ``codec_delay_s``: how long each piece of work of the codec takes.
+    """
 
     flush_interval_s: float = 1.0
     batch_rows: int = 100_000
@@ -138,6 +155,7 @@ class Setup:
     buffer: Buffer = field(default_factory=MemoryBuffer)
     own_token: OwnToken | None = field(default_factory=lambda: OwnToken(OWN_TOKEN, 0.0))
     compress: Callable[[list[bytes]], Awaitable[Payload]] = compress
+    codec_delay_s: float = 0.0
     dead_letter_bytes: int = 64_000_000
     max_age_s: float | None = None
     tracer: Tracer = field(default_factory=no_tracer)
@@ -158,7 +176,12 @@ class Setup:
             buffer=self.buffer,
             upstream=upstream,
             own_token=self.own_token,
-            codec=BatchCodec(compress=self.compress, rows_of=rows_of, rows_in=rows_in, halves=halves),
+            codec=BatchCodec(
+                compress=_late(self.compress, self.codec_delay_s),
+                rows_of=_late(rows_of, self.codec_delay_s),
+                rows_in=_late(rows_in, self.codec_delay_s),
+                halves=_late(halves, self.codec_delay_s),
+            ),
             letters=DeadLetters(self.dead_letter_bytes, now=now),
             max_age_s=self.max_age_s,
             tracer=self.tracer,
