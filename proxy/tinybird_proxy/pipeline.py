@@ -17,7 +17,8 @@ from tinybird_proxy.ledger import Ledger
 from tinybird_proxy.pacing import State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import fields, get_logger
-from tinybird_proxy.ticket import Buffered, Outcome, Ticket
+from tinybird_proxy.ticket import Buffered, Outcome
+from tinybird_proxy.waiting import Waiting
 
 CONTACT_WAIT_S = 1.0
 # What clients' own tokens that Tinybird has not confirmed may take of MAX_DESTINATIONS: guesses push nobody else out.
@@ -39,34 +40,6 @@ class PipelineLimits:
     max_destinations: int
     max_waiters: int
     wait_timeout_s: float
-
-
-class Waiting:
-    """A request that waits for its ticket; ``Pipeline.hear`` ends it."""
-
-    __slots__ = ("contact", "deadline", "destination", "future", "row_count", "ticket", "wait_for_delivery")
-
-    def __init__(
-        self,
-        destination: Destination,
-        loop: asyncio.AbstractEventLoop,
-        row_count: int,
-        *,
-        contact: bool,
-        wait_for_delivery: bool,
-        deadline: float,
-    ) -> None:
-        self.row_count = row_count
-        self.contact = contact
-        self.destination = destination
-        self.future: asyncio.Future[Outcome] = loop.create_future()
-        self.ticket = Ticket(self._tell, row_count, contact_only=not wait_for_delivery)
-        self.wait_for_delivery = wait_for_delivery
-        self.deadline = deadline
-
-    def _tell(self, outcome: Outcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
 
 
 class Pipeline:

@@ -12,7 +12,6 @@ from blockbuster import blockbuster_ctx
 from tinybird_proxy.admission import Refusal
 from tinybird_proxy.ledger import Ledger
 from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import Waiting
 from tinybird_proxy.testing.fake_tracer import FakeTracer
 from tinybird_proxy.testing.fake_upstream import (
     FakeUpstream,
@@ -30,6 +29,7 @@ from tinybird_proxy.testing.fake_upstream import (
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Refused
 from tinybird_proxy.tokens import OwnToken
+from tinybird_proxy.waiting import Waiting
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 

@@ -22,7 +22,7 @@ from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.dead_letter import EVERY_LETTER, LetterFilter, Replay
 from tinybird_proxy.ledger import DropReason, Ledger, LetterReason
 from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import STOPPING, Pipeline, Waiting
+from tinybird_proxy.pipeline import STOPPING, Pipeline
 from tinybird_proxy.testing.fake_upstream import (
     Attempt,
     FakeUpstream,
@@ -41,6 +41,7 @@ from tinybird_proxy.testing.fake_upstream import (
 from tinybird_proxy.testing.pipelines import Client, Setup, compress, delete_letters, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome
 from tinybird_proxy.tokens import OwnToken
+from tinybird_proxy.waiting import Waiting
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 

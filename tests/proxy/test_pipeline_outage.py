@@ -14,7 +14,7 @@ from blockbuster import blockbuster_ctx
 
 from tinybird_proxy.admission import Occupancy, Refusal
 from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import Pipeline, Waiting
+from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.server import answers
 from tinybird_proxy.testing.fake_upstream import (
     Attempt,
@@ -29,6 +29,7 @@ from tinybird_proxy.testing.fake_upstream import (
     unreachable,
 )
 from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
+from tinybird_proxy.waiting import Waiting
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 

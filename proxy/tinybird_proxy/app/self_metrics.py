@@ -21,7 +21,7 @@ from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.pacing import PacingLimits, State
-from tinybird_proxy.pipeline import Pipeline, Waiting
+from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.self_metrics import Gauges, Reading, Totals, make_row
 from tinybird_proxy.server.events import PATH
 from tinybird_proxy.telemetry.logs import fields, get_logger
@@ -29,6 +29,7 @@ from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.prometheus import Snapshot
 from tinybird_proxy.ticket import NotTaken
 from tinybird_proxy.tokens import OwnToken, Secret
+from tinybird_proxy.waiting import Waiting
 
 INTERVAL_S = 60.0
 BUFFER_ROWS = 300  # what five hours without Tinybird take

@@ -18,17 +18,17 @@ from tinybird_proxy.destination.chronicle import Chronicle
 from tinybird_proxy.destination.contact import FirstContact, end_contact
 from tinybird_proxy.destination.exits import Exits
 from tinybird_proxy.destination.expiry import Expiry
+from tinybird_proxy.destination.facts import make_facts
 from tinybird_proxy.destination.queue import BatchQueue
 from tinybird_proxy.destination.splitting import Splitting
 from tinybird_proxy.destination.surroundings import Surroundings
 from tinybird_proxy.errors import UpstreamError
-from tinybird_proxy.health import DestinationFacts, stuck_after
+from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.pacing import Pacing, State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.ticket import Buffered, Ticket
-from tinybird_proxy.tokens import fingerprint
 from tinybird_proxy.verdict import Again, Decision, Denied, Held, Partial, Rejected, Settled, judge, judge_failure
 
 REFUSAL_S = 60.0
@@ -436,34 +436,18 @@ class Destination:
 
     def facts(self) -> DestinationFacts:
         """How this destination stands, for ``/status`` and the metrics."""
-        now, queue, pacing = self._s.now(), self._queue, self.pacing
-        rows = self.buffered_rows()
-        oldest_at = self.oldest_at()
-        since = self._chronicle.trouble_since
-        pause_s = pacing.paused_until - now
-        ceiling, letters = self._splitting.ceiling_bytes(now), self._s.letters.held_rows(self.key)
-        return DestinationFacts(
-            data_source=self.key.name,
-            params=dict(self.key.params),
-            token_hash=None if self.key.token is None else fingerprint(self.key.token),
-            state=pacing.state,
-            reason=pacing.reason,
+        now = self._s.now()
+        refusing = self.refusal(now)
+        return make_facts(
+            self.key,
+            self._s,
+            queue=self._queue,
+            pacing=self.pacing,
+            ledger=self.ledger,
+            splitting=self._splitting,
+            trouble_since=self._chronicle.trouble_since,
+            settled_at=self._settled_at,
             status=self._status,
-            confirmed=pacing.confirmed,
-            buffered_rows=rows,
-            buffered_bytes=queue.held()[1],
-            held_bytes=queue.memory_bytes(),
-            oldest_age_s=None if oldest_at is None else now - oldest_at,
-            in_flight=len(queue.in_flight),
-            places=pacing.places,
-            batches_waiting=len(queue.waiting),
-            next_attempt_in_s=None if queue.in_flight or math.isinf(pause_s) else max(0.0, pause_s),
-            not_delivering_for_s=None if since is None else now - since,
-            delivered_ago_s=None if self._settled_at is None else now - self._settled_at,
-            stuck_after_s=stuck_after(self._s.limits.flush_interval_s),
-            refusing=None if (refusing := self.refusal(now)) is None else refusing.status,
-            splitting=self._splitting.facts(),
-            ceiling_bytes=None if math.isinf(ceiling) else int(ceiling),
-            letters_rows=letters,
-            ledger=self.ledger.as_dict(rows, letters),
+            refusing=None if refusing is None else refusing.status,
+            now=now,
         )

@@ -12,7 +12,7 @@ from tinybird_proxy.admission import Refusal
 from tinybird_proxy.batch import DestinationKey
 from tinybird_proxy.codec import ENCODINGS
 from tinybird_proxy.errors import BodyRefused
-from tinybird_proxy.pipeline import Pipeline, Waiting
+from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.rows import Rows, check
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
@@ -20,6 +20,7 @@ from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.query import EventsQuery, parse_query
 from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken, Outcome, Refused
 from tinybird_proxy.tokens import ClientTokens
+from tinybird_proxy.waiting import Waiting
 
 PATH = "/v0/events"
 DRAINING = Refusal(503, "draining", "the proxy is draining; send the same request again", 1)

@@ -4,7 +4,6 @@ from aiohttp import web
 
 from tinybird_proxy import codec
 from tinybird_proxy.errors import BodyRefused
-from tinybird_proxy.pipeline import Waiting
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
@@ -12,6 +11,7 @@ from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import Receiver, answer_expect, small_body_at_hand
 from tinybird_proxy.server.responses import respond
 from tinybird_proxy.upstream import VIA_HEADER
+from tinybird_proxy.waiting import Waiting
 
 LIVENESS_PATH = "/v1/liveness"
 

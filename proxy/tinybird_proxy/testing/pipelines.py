@@ -24,12 +24,13 @@ from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.destination import Destination, Surroundings
 from tinybird_proxy.destination.surroundings import BatchCodec, BatchUpstream
 from tinybird_proxy.pacing import PacingLimits
-from tinybird_proxy.pipeline import Pipeline, PipelineLimits, Waiting
+from tinybird_proxy.pipeline import Pipeline, PipelineLimits
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.tracing import Tracer, no_tracer
 from tinybird_proxy.ticket import Outcome
 from tinybird_proxy.tokens import OwnToken
+from tinybird_proxy.waiting import Waiting
 
 OWN_TOKEN: Final = "p.own"  # noqa: S105 - made for tests
 PATH: Final = "/v0/events"
