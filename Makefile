@@ -6,11 +6,12 @@
 
 PYTHON ?= python3
 IMAGE ?= tinybird-proxy:dev
+TARGET ?= proxy
 UV_VERSION := 0.13.9
 # Most tests wait for something: more processes than processors. A file stays in one of them.
 TEST_PROCESSES ?= 3
 
-SOURCES := proxy tests
+SOURCES := proxy operator tests
 VENV := .venv
 DEMO_VENV := .cache/demo
 UV := .cache/uv-$(UV_VERSION)/bin/uv
@@ -26,7 +27,7 @@ demo: $(DEMO_VENV)/.project ## see the proxy at work against an emulated Tinybir
 	@$(DEMO_VENV)/bin/tinybird-proxy demo
 
 .PHONY: test
-test: lint conformance-clients ## check everything: format, lint, types, import rules, tests
+test: lint conformance-clients chart-tools ## check everything: format, lint, types, import rules, tests
 	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: lint
@@ -48,6 +49,7 @@ lock: COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --ge
 lock: $(UV) ## write locks/ from pyproject.toml (UPGRADE=--upgrade: newest versions)
 	$(COMPILE) pyproject.toml --all-extras --group dev --output-file locks/dev.txt
 	$(COMPILE) pyproject.toml --extra otlp --constraints locks/dev.txt --output-file locks/proxy.txt
+	$(COMPILE) pyproject.toml --extra operator --constraints locks/dev.txt --output-file locks/operator.txt
 	$(COMPILE) pyproject.toml --extra otlp --extra demo --constraints locks/dev.txt --output-file locks/demo.txt
 	$(COMPILE) --group build --constraints locks/dev.txt --output-file locks/build.txt
 
@@ -58,9 +60,9 @@ bench: $(VENV)/.project ## measure throughput and latency
 
 # buildah needs no daemon. BASE=... builds on another image than the Dockerfile's own.
 .PHONY: image
-image: BUILD_ARGS = --target proxy --tag $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
+image: BUILD_ARGS = --target $(TARGET) --tag $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
 	--build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' proxy/tinybird_proxy/__init__.py)
-image: ## build the container image (IMAGE=name:tag, BASE=image) with docker or buildah
+image: ## build a container image (IMAGE=name:tag, BASE=image, TARGET=operator) with docker or buildah
 	@if docker version >/dev/null 2>&1; then set -x; docker build $(BUILD_ARGS) .; \
 	elif command -v buildah >/dev/null; then set -x; buildah --storage-driver vfs bud --isolation chroot $(BUILD_ARGS) .; \
 	else echo "make image: needs a running Docker daemon, or buildah" >&2; exit 1; fi
@@ -77,6 +79,12 @@ conformance-clients: $(VENV)/.project
 	@if [ ! -f $(CONFORMANCE)/install ]; then :; \
 	elif node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then sh $(CONFORMANCE)/install; \
 	else echo "Node 20 or newer was not found: the tests that need it will be skipped."; fi
+
+# helm and promtool, for the tests of the charts. Without Go those tests are skipped, and CI fails on a skip.
+.PHONY: chart-tools
+chart-tools: $(VENV)/.project
+	@if PATH="$$PATH:/usr/local/go/bin" command -v go >/dev/null; then PYTHON=$(VENV)/bin/python sh tests/charts/install-tools; \
+	else echo "Go was not found: the tests of the charts that need helm will be skipped."; fi
 
 # An environment in two steps: what the lock names, and then the project itself in place, built with what is locked.
 define create-venv

@@ -1,0 +1,116 @@
+{{- define "operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* At most 52 characters, so that what is added to it still fits into 63. */}}
+{{- define "operator.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "operator.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "operator.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* Without the version, and for pods: what changes with every chart version would roll them. */}}
+{{- define "operator.podLabels" -}}
+{{- with .Values.commonLabels }}
+{{- toYaml . }}
+{{ end -}}
+{{- include "operator.selectorLabels" . }}
+app.kubernetes.io/part-of: tinybird-proxy
+{{- end }}
+
+{{- define "operator.labels" -}}
+{{ include "operator.podLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The reference of .image: by digest, else by tag, else by appVersion. */}}
+{{- define "operator.imageReference" -}}
+{{- if .image.digest }}
+{{- printf "%s@%s" .image.repository .image.digest }}
+{{- else }}
+{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* What the operator does in a namespace with TinybirdProxies. A test compares it with a list; see also its audit. */}}
+{{- define "operator.rules" -}}
+- apiGroups: [tinybird-proxy.io]
+  resources: [tinybirdproxies]
+  verbs: [get, list, watch]
+- apiGroups: [tinybird-proxy.io]
+  resources: [tinybirdproxies/status]
+  verbs: [patch, update]
+- apiGroups: [tinybird-proxy.io]
+  resources: [tinybirdproxies/scale]
+  verbs: [get, patch]
+# Where the API server asks for it (OpenShift): children name their TinybirdProxy with blockOwnerDeletion.
+- apiGroups: [tinybird-proxy.io]
+  resources: [tinybirdproxies/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies, ingresses]
+  verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.rbac.podMonitors }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# Created only if absent, never changed, never deleted.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{/* What the schema could only refuse without a reason. */}}
+{{- define "operator.check" -}}
+{{- if and .Values.watchNamespaces .Values.crds.enabled }}
+{{- fail "crds.enabled: must be false with watchNamespaces, for a CRD is the whole cluster's and this release gets rights in its namespaces only; have someone who may apply files/crd.yaml of this chart" }}
+{{- end }}
+{{- $own := include "operator.labels" (dict "Chart" .Chart "Release" .Release "Values" (set (deepCopy .Values) "commonLabels" dict)) | fromYaml }}
+{{- range $key, $_ := .Values.commonLabels }}
+{{- if hasKey $own $key }}
+{{- fail (printf "commonLabels: %s is set by the chart; leave it out" $key) }}
+{{- end }}
+{{- end }}
+{{- end }}

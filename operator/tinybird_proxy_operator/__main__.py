@@ -1,0 +1,193 @@
+"""Build everything and run: kopf watches, the queue's workers reconcile, a small server shows how it goes."""
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import aiohttp
+import kopf
+from aiohttp import web
+from pythonjsonlogger.json import JsonFormatter
+
+from tinybird_proxy import __version__
+from tinybird_proxy_operator import handlers
+from tinybird_proxy_operator.errors import KubeError, SettingsError
+from tinybird_proxy_operator.events import Events
+from tinybird_proxy_operator.kube import Kube, kubernetes_connection
+from tinybird_proxy_operator.metrics import Meters, Telemetry
+from tinybird_proxy_operator.names import ADMIN_PORT, GROUP
+from tinybird_proxy_operator.pods import Pods
+from tinybird_proxy_operator.queue import Key, WorkQueue
+from tinybird_proxy_operator.reconcile import Reconciler
+from tinybird_proxy_operator.settings import OperatorSettings, from_env
+
+WORKERS = 4
+# Its calls have time limits of their own; this one keeps a key from holding a worker for ever.
+RECONCILE_TIMEOUT_S = 240.0
+CONFIGURATION_STATUS = 2
+_log = logging.getLogger("tinybird_proxy_operator")
+
+
+def main() -> None:
+    """Run until SIGTERM. Exit status 2: the settings are wrong."""
+    try:
+        settings = from_env(os.environ)
+    except SettingsError as error:
+        sys.stderr.write("The settings have problems:\n" + "".join(f"  {problem}\n" for problem in error.problems))
+        sys.exit(CONFIGURATION_STATUS)
+    # kopf's own debug log shows whole objects, Secrets among them: it never goes below INFO.
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    asyncio.run(run(settings))
+
+
+async def run(settings: OperatorSettings) -> None:
+    """Own every task until a signal comes or one of them ends."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    meters = Meters()
+    queue = WorkQueue(now=loop.time, jitter=lambda limit: random.uniform(0.0, limit))  # noqa: S311 - no secret
+
+    def heard() -> None:
+        meters.heard_at = loop.time()
+
+    watches = handlers.Watches(changed=queue.add, alive=heard)
+    async with AsyncExitStack() as stack:
+        kube = await stack.enter_async_context(kubernetes_connection(os.environ.get("KUBECONFIG")))
+        session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        telemetry = Telemetry(
+            meters,
+            queue_depth=lambda: len(queue),
+            queue_age_s=queue.oldest_age_s,
+            resources=lambda: len(watches.known()),
+            now=loop.time,
+        )
+        runner = web.AppRunner(telemetry.app(), access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, port=settings.metrics_port).start()
+        reconciler = make_reconciler(kube, session, settings, loop.time)
+        _log.info("started: version %s, proxy image %s", __version__, settings.proxy_image)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(queue.run(measured(reconciler, meters, loop.time), workers=WORKERS)),
+                group.create_task(resync(queue, watches, settings.resync_seconds)),
+                group.create_task(watch(watches, meters, settings, stop)),
+            ]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+
+
+def make_reconciler(
+    kube: Kube, session: aiohttp.ClientSession, settings: OperatorSettings, now: Callable[[], float]
+) -> Reconciler:
+    """The reconciler with real time and chance."""
+
+    def utc_now() -> datetime:
+        return datetime.now(UTC)
+
+    events = Events(kube, settings.operator_pod_name, now=now, utc_now=utc_now, chance=lambda: secrets.token_hex(8))
+    return Reconciler(
+        kube,
+        Pods(session, port=ADMIN_PORT),
+        events,
+        settings,
+        make_token=lambda: secrets.token_urlsafe(32),
+        utc_now=utc_now,
+        now=now,
+    )
+
+
+def measured(
+    reconciler: Reconciler, meters: Meters, now: Callable[[], float]
+) -> Callable[[Key], Awaitable[float | None]]:
+    """``reconcile``, counted and with its errors told."""
+
+    async def work(key: Key) -> float | None:
+        began_at = now()
+        try:
+            async with asyncio.timeout(RECONCILE_TIMEOUT_S):
+                again_s = await reconciler.reconcile(key)
+        except (KubeError, TimeoutError) as error:
+            meters.reconciles["error"] += 1
+            _log.warning("%s could not be reconciled and is tried again: %s", key, str(error) or type(error).__name__)
+            raise
+        except Exception:
+            meters.reconciles["error"] += 1
+            _log.exception("%s could not be reconciled, by a fault of the operator's, and is tried again", key)
+            raise
+        finally:
+            meters.reconciled_at = now()
+            meters.reconcile_seconds += now() - began_at
+        meters.reconciles["ok"] += 1
+        return again_s
+
+    return work
+
+
+async def resync(queue: WorkQueue, watches: handlers.Watches, interval_s: float) -> None:
+    """Look at everything now and then, whatever the watches say; spread, so that it is no wave."""
+    while True:
+        await asyncio.sleep(interval_s * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+        for key in watches.known():
+            queue.add(key, random.uniform(0.0, interval_s / 10))  # noqa: S311 - no secret
+
+
+async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSettings, stop: asyncio.Event) -> None:
+    """Let kopf watch. It ends by itself only when something is beyond repair: then the process must end too."""
+    registry = kopf.OperatorRegistry()
+    handlers.register(registry, watches)
+    ready = asyncio.Event()
+    options = kopf.OperatorSettings()
+    options.posting.enabled = False
+    options.peering.standalone = True
+    options.networking.request_timeout = 20
+    options.networking.enforce_retry_after = True
+    options.networking.error_backoffs = (1, 2, 3, 5, 8, 13, 20, 30)
+    options.watching.server_timeout = 300
+    options.queueing.worker_limit = 50
+    options.scanning.disabled = True  # it would watch CRDs and namespaces, which the role has no right to
+    options.persistence.finalizer = f"{GROUP}/kopf"
+    options.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
+    options.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+
+    async def note_sync() -> None:
+        await ready.wait()
+        meters.synced = True
+
+    noting = asyncio.create_task(note_sync())
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=options,
+            # kopf would look for the user's name, and the image's user has none.
+            identity=settings.operator_pod_name,  # type: ignore[arg-type]
+            standalone=True,
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+    finally:
+        noting.cancel()
+    if not stop.is_set():
+        raise RuntimeError("the watches have ended")
+
+
+if __name__ == "__main__":
+    main()

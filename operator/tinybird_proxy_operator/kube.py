@@ -1,0 +1,227 @@
+"""The API server: the only module that knows the `kubernetes` package.
+
+Objects are plain dictionaries. Every call has a time limit and ends in an answer or a ``KubeError``. The package's own
+discovery is not used: it caches on disk, and the kinds that we touch are few and known.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import msgspec
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
+
+from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, PLURAL
+
+REQUEST_TIMEOUT_S: Final = 15.0
+_PAGE_SIZE: Final = 500
+_MERGE_PATCH: Final = "application/merge-patch+json"
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """Where the objects of a kind live."""
+
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """The path of one object, or of all of a namespace, or of all."""
+        group = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        parts = [group]
+        if namespace is not None:
+            parts.append(f"namespaces/{quote(namespace, safe='')}")
+        parts.append(self.plural)
+        parts += [quote(part, safe="") for part in (name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+RESOURCES: Final[Mapping[str, _Resource]] = {
+    KIND: _Resource(API_VERSION, PLURAL),
+    "ServiceAccount": _Resource("v1", "serviceaccounts"),
+    "Secret": _Resource("v1", "secrets"),
+    "Service": _Resource("v1", "services"),
+    "Pod": _Resource("v1", "pods"),
+    "Event": _Resource("v1", "events"),
+    "Deployment": _Resource("apps/v1", "deployments"),
+    "ReplicaSet": _Resource("apps/v1", "replicasets"),
+    "PodDisruptionBudget": _Resource("policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": _Resource("networking.k8s.io/v1", "networkpolicies"),
+    "Ingress": _Resource("networking.k8s.io/v1", "ingresses"),
+    "PodMonitor": _Resource("monitoring.coreos.com/v1", "podmonitors"),
+}
+
+
+class Kube:
+    """Reads and writes objects. ``kubernetes_connection`` makes one."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object:
+        """One object. Raises ``NotFound``."""
+        return await self._call("GET", RESOURCES[kind].path(namespace, name))
+
+    async def find(self, kind: str, namespace: str, name: str) -> Object | None:
+        """One object, or None if there is none."""
+        try:
+            return await self.get(kind, namespace, name)
+        except NotFound:
+            return None
+
+    async def list(self, kind: str, namespace: str | None, *, labels: Mapping[str, str] | None = None) -> list[Object]:
+        """All objects of a kind with these labels, of one namespace or of all."""
+        found: list[Object] = []
+        query = {"limit": str(_PAGE_SIZE)}
+        if labels:
+            query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
+        while True:
+            page = await self._call("GET", RESOURCES[kind].path(namespace), query=query)
+            found += page.get("items", [])
+            if not (token := page.get("metadata", {}).get("continue")):
+                return found
+            query["continue"] = token
+
+    async def create(self, manifest: Object) -> Object:
+        """Make an object. Raises ``Conflict`` if one of that name exists."""
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"]["namespace"])
+        return await self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
+    async def own_by_apply(self, live: Object) -> Object:
+        """Make the fields of an object that was created by us fields that we applied.
+
+        Otherwise a field that a later apply leaves out would stay: its creation would own it for ever.
+        """
+        metadata = live["metadata"]
+        if (entries := applied_entries(metadata.get("managedFields") or [])) is None:
+            return live
+        identity = {key: metadata[key] for key in ("uid", "resourceVersion")}
+        body = {"metadata": {**identity, "managedFields": entries}}
+        path = RESOURCES[live["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+
+    async def apply(self, manifest: Object, *, uid: str) -> Object:
+        """Make the object with ``uid`` like ``manifest``, as far as that goes (server-side apply).
+
+        Raises ``Conflict`` if there is another object of that name by now.
+        """
+        metadata = manifest["metadata"]
+        body = {**manifest, "metadata": {**metadata, "uid": uid}}
+        path = RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._apply(path, body)
+
+    async def apply_status(self, namespace: str, name: str, uid: str, status: Object) -> Object:
+        """Write the status of a TinybirdProxy."""
+        metadata = {"name": name, "namespace": namespace, "uid": uid}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+        return await self._apply(RESOURCES[KIND].path(namespace, name, "status"), body)
+
+    async def set_scale(self, namespace: str, name: str, replicas: int, *, resource_version: str) -> None:
+        """Write ``spec.replicas`` of a TinybirdProxy through ``/scale``, unless it has changed since it was read."""
+        body = {"metadata": {"resourceVersion": resource_version}, "spec": {"replicas": replicas}}
+        path = RESOURCES[KIND].path(namespace, name, "scale")
+        await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+
+    async def set_replicas(self, namespace: str, name: str, replicas: int, *, uid: str) -> None:
+        """Change nothing but the number of pods of a Deployment of ours."""
+        body = {"metadata": {"uid": uid}, "spec": {"replicas": replicas}}
+        path = RESOURCES["Deployment"].path(namespace, name)
+        await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+
+    async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
+        """Delete the object with ``uid`` and what it owns, in the background; nothing if it is gone."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        with suppress(NotFound):
+            await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body)
+
+    async def _apply(self, path: str, body: Object) -> Object:
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._call("PATCH", path, body=body, query=query, content_type="application/apply-patch+yaml")
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            _, url, headers, _, _ = await self._client.param_serialize(
+                method, path, header_params=headers, auth_settings=["BearerToken"]
+            )
+            if query:
+                url = f"{url}?{urlencode(query)}"
+            response = await self._client.call_api(method, url, headers, body, _request_timeout=REQUEST_TIMEOUT_S)
+            data: bytes = await response.read()  # type: ignore[no-untyped-call]
+        except ApiException as error:
+            raise Unavailable(f"{method} {path}: {error.reason}") from error
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+            raise Unavailable(f"{method} {path}: {type(error).__name__}") from error
+        try:
+            answer = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.DecodeError as error:  # a proxy on the way, not the API server
+            if response.status < 300:
+                raise Unavailable(f"{method} {path}: the answer is not JSON") from error
+            answer = {}
+        if response.status >= 300:
+            raise _error(response.status, f"{method} {path}", answer, response.headers or {})
+        return answer
+
+
+@asynccontextmanager
+async def kubernetes_connection(kubeconfig: str | None) -> AsyncIterator[Kube]:
+    """Connect as the pod's service account; outside of a pod as the file ``kubeconfig`` says, None: ~/.kube/config."""
+    configuration = Configuration()
+    try:
+        kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except kube_config.ConfigException:
+        await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=kubeconfig, client_configuration=configuration
+        )
+    async with ApiClient(configuration) as client:
+        yield Kube(client)
+
+
+def applied_entries(entries: Sequence[Object]) -> list[Object] | None:
+    """``managedFields`` with what we created counted as applied by us; None if it is so already."""
+
+    def is_ours(entry: Object, operation: str) -> bool:
+        return (entry["manager"], entry["operation"], entry.get("subresource", "")) == (FIELD_MANAGER, operation, "")
+
+    created = [entry for entry in entries if is_ours(entry, "Update")]
+    if not created:
+        return None
+    fields: Object = {}
+    for entry in entries:
+        if is_ours(entry, "Update") or is_ours(entry, "Apply"):
+            fields = _united(fields, entry["fieldsV1"])
+    others = [entry for entry in entries if not is_ours(entry, "Update") and not is_ours(entry, "Apply")]
+    return [*others, {**created[0], "operation": "Apply", "fieldsV1": fields}]
+
+
+def _united(one: Object, other: Object) -> Object:
+    return {key: _united(one.get(key, {}), other.get(key, {})) for key in {**one, **other}}
+
+
+def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[str, str]) -> KubeError:
+    message = f"{what}: {answer.get('message') or status}"
+    if status == 404:
+        return NotFound(message)
+    if status == 409:
+        return Conflict(message)
+    if status in (401, 403):
+        return Forbidden(message)
+    # 410: a page's token has expired, and the list begins again.
+    if status in (410, 429) or status >= 500:
+        after = headers.get("Retry-After", "")
+        return Unavailable(message, float(after) if after.isdigit() else None)
+    return Invalid(str(answer.get("message") or message))

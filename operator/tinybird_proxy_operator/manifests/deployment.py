@@ -1,0 +1,171 @@
+"""The Deployment: the pods, how they are kept, and how they are replaced.
+
+The template holds only what a pod consumes: anything else in it would roll the pods for nothing.
+"""
+
+from typing import Any, Final
+
+from tinybird_proxy_operator import names
+from tinybird_proxy_operator.errors import SpecError
+from tinybird_proxy_operator.manifests import environment, pod_resources
+from tinybird_proxy_operator.manifests.desired import Desired, Manifest, metadata
+from tinybird_proxy_operator.spec import GRACE_MARGIN_S, Pod
+
+USER_ID: Final = 10001
+_RESERVED_LABELS: Final = (
+    names.NAME_LABEL,
+    names.INSTANCE_LABEL,
+    names.MANAGED_BY_LABEL,
+    "pod-template-hash",
+)
+_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
+_RESERVED_ANNOTATIONS: Final = (_DEFAULT_CONTAINER, "controller.kubernetes.io/pod-deletion-cost")
+
+
+def build(desired: Desired) -> Manifest:
+    """Raises ``SpecError``."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(desired),
+        "spec": {
+            "replicas": desired.replicas,
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": names.selector_labels(desired.proxy.name)},
+            # A pod goes only after its successor is ready: clients always find as many as were asked for.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": pod_template(desired),
+        },
+    }
+
+
+def pod_template(desired: Desired) -> Manifest:
+    """``spec.template``. Raises ``SpecError``."""
+    proxy = desired.proxy
+    pod = proxy.spec.pod
+    if found := metadata_problems(pod):
+        raise SpecError(found)
+    volumes, mounts = _secret_mounts(desired)
+    scheduling = {
+        "nodeSelector": dict(pod.node_selector),
+        "tolerations": list(pod.tolerations),
+        "affinity": dict(pod.affinity),
+        "priorityClassName": pod.priority_class_name,
+        "imagePullSecrets": list(proxy.spec.image_pull_secrets),
+    }
+    return {
+        "metadata": {
+            "labels": {**pod.labels, **names.child_labels(proxy.name)},
+            "annotations": {**pod.annotations, _DEFAULT_CONTAINER: names.CONTAINER},
+        },
+        "spec": {
+            "serviceAccountName": proxy.name,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": proxy.spec.drain.shutdown_timeout_seconds + GRACE_MARGIN_S,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER_ID,
+                "runAsGroup": USER_ID,
+                # Secret files are root's; this group may read them, and nobody else.
+                "fsGroup": USER_ID,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            **{field: value for field, value in scheduling.items() if value},
+            "topologySpreadConstraints": _spread(desired),
+            "containers": [_container(desired, mounts)],
+            "volumes": volumes,
+        },
+    }
+
+
+def metadata_problems(pod: Pod) -> list[str]:
+    """Labels and annotations of users that would collide with the operator's, as sentences."""
+    asked = (("labels", pod.labels, _RESERVED_LABELS), ("annotations", pod.annotations, _RESERVED_ANNOTATIONS))
+    return [
+        f"spec.pod.{field}: {key} belongs to the operator; leave it out"
+        for field, given, reserved in asked
+        for key in given
+        if key in reserved or key.startswith(f"{names.GROUP}/")
+    ]
+
+
+def _container(desired: Desired, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    spec = desired.proxy.spec
+    return {
+        "name": names.CONTAINER,
+        "image": spec.image or desired.settings.proxy_image,
+        "imagePullPolicy": spec.image_pull_policy or desired.settings.proxy_image_pull_policy,
+        "env": environment.container_env(desired),
+        "ports": [
+            {"name": names.EVENTS_PORT_NAME, "containerPort": names.EVENTS_PORT, "protocol": "TCP"},
+            {"name": names.ADMIN_PORT_NAME, "containerPort": names.ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "resources": pod_resources.resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "startupProbe": _probe("/livez", period_s=1, failures=60, timeout_s=1),
+        # A draining pod leaves the Service at once. An event loop may be busy for a second without being unready.
+        "readinessProbe": _probe("/readyz", period_s=2, failures=1, timeout_s=2),
+        # A restart loses what is buffered, so it takes half a minute without one answer.
+        "livenessProbe": _probe("/livez", period_s=10, failures=4, timeout_s=5),
+        # The proxy writes its last words itself; the log's end stands in where it could not start at all.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _probe(path: str, *, period_s: int, failures: int, timeout_s: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": names.ADMIN_PORT_NAME, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout_s,
+    }
+
+
+def _secret_mounts(desired: Desired) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and their mounts: whole directories, for a file mounted by subPath never changes with its Secret."""
+    name, spec = desired.proxy.name, desired.proxy.spec
+    sources = []
+    if token := spec.tinybird.token_secret_ref:
+        sources.append(("tinybird-token", token.name, token.key, environment.TOKEN_FILE_NAME, names.TOKEN_DIR))
+    if environment.checks_clients(spec):
+        given = spec.clients.token_secret_ref
+        secret = given.name if given else names.client_secret(name)
+        key = given.key if given else names.CLIENT_ACCEPTED_KEY
+        sources.append(("client-tokens", secret, key, environment.ACCEPTED_FILE_NAME, names.CLIENTS_DIR))
+    admin = names.admin_secret(name)
+    sources.append(("admin-token", admin, names.ADMIN_TOKEN_KEY, environment.TOKEN_FILE_NAME, names.ADMIN_DIR))
+    volumes = [
+        {
+            "name": volume,
+            "secret": {"secretName": secret, "defaultMode": 0o440, "items": [{"key": key, "path": file}]},
+        }
+        for volume, secret, key, file, _ in sources
+    ]
+    mounts = [{"name": volume, "mountPath": directory, "readOnly": True} for volume, _, _, _, directory in sources]
+    return volumes, mounts
+
+
+def _spread(desired: Desired) -> list[dict[str, Any]]:
+    """Over nodes and zones where there are several; never a reason for a pod to wait."""
+    selector = {"matchLabels": names.selector_labels(desired.proxy.name)}
+    given = desired.proxy.spec.pod.topology_spread_constraints
+    if given:
+        # Without a selector a constraint counts no pod, and spreads nothing.
+        return [{"labelSelector": selector, **constraint} for constraint in given]
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": selector,
+            # Each rollout's pods spread among themselves, not around those that are about to go.
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]

@@ -1,0 +1,77 @@
+"""Memory and CPU of the container. Pure."""
+
+from typing import Any, Final
+
+from tinybird_proxy.config import OPTIONS
+from tinybird_proxy_operator.errors import SpecError
+from tinybird_proxy_operator.manifests.environment import user_values
+from tinybird_proxy_operator.spec import (
+    MEMORY_HEADROOM_BYTES,
+    MEMORY_HEADROOM_LEAST_BYTES,
+    ProxySpec,
+    quantity_bytes,
+)
+
+_CPU_REQUEST: Final = "100m"
+_MI: Final = 2**20
+_LIMIT: Final = "spec.pod.resources.limits.memory"
+_REQUEST: Final = "spec.pod.resources.requests.memory"
+# Memory beside the buffer, of which the headroom holds the default.
+_POOLS: Final = tuple(option for option in OPTIONS if option.field in ("receive_bytes", "dead_letter_bytes"))
+
+
+def resources(spec: ProxySpec) -> dict[str, Any]:
+    """Requests and limits; what users give wins, name by name. Raises ``SpecError`` for a size that is none.
+
+    Memory is requested in full: rows are in memory only, and a node that runs out of it ends first, without any grace,
+    the pods that use more than they requested. CPU has no limit: a throttled event loop would fail its probes and
+    deliver late exactly when there is most to deliver; the request is small because an idle proxy needs little.
+    """
+    given_limits = dict(spec.pod.resources.get("limits") or {})
+    limits = {"memory": format_bytes(memory_limit_bytes(spec)), **given_limits}
+    # Kubernetes takes a CPU limit as the request, too, if there is none; ours might be above it and be refused.
+    cpu = {} if "cpu" in given_limits else {"cpu": _CPU_REQUEST}
+    requests = {**cpu, "memory": limits["memory"], **(spec.pod.resources.get("requests") or {})}
+    return {"requests": requests, "limits": limits}
+
+
+def memory_limit_bytes(spec: ProxySpec) -> int:
+    """The limit where users give none: the buffer and what is needed beside it. Raises ``SpecError``."""
+    values = user_values(spec)
+    more = 0
+    for option in _POOLS:
+        if option.variable in values and option.default is not None:
+            try:
+                more += max(0, option.parse(values[option.variable].strip()) - option.parse(option.default))
+            except ValueError:
+                continue  # the proxy's own check of its options names it
+    return quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize") + MEMORY_HEADROOM_BYTES + more
+
+
+def problems(spec: ProxySpec) -> list[str]:
+    """What is wrong with the memory asked for, as sentences."""
+    limits = spec.pod.resources.get("limits") or {}
+    requests = spec.pod.resources.get("requests") or {}
+    try:
+        buffer = quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize")
+        default = memory_limit_bytes(spec)
+        limit = quantity_bytes(limits["memory"], field=_LIMIT) if "memory" in limits else default
+        request = quantity_bytes(requests["memory"], field=_REQUEST) if "memory" in requests else limit
+    except SpecError as error:
+        return list(error.problems)
+    least = default - MEMORY_HEADROOM_BYTES + MEMORY_HEADROOM_LEAST_BYTES
+    found = []
+    if limit < least:
+        found.append(
+            f"{_LIMIT}: {limits['memory']} is less than {format_bytes(least)}, which a buffer of "
+            f"{format_bytes(buffer)} needs: the kernel would end the proxy and its rows would be lost; "
+            "raise the limit or lower spec.buffer.maxSize"
+        )
+    if request > limit:
+        found.append(f"{_REQUEST}: {requests['memory']} is more than the limit, {format_bytes(limit)}")
+    return found
+
+
+def format_bytes(count: int) -> str:
+    """``count`` as a quantity: in Mi if that is exact, else in bytes."""
+    return f"{count // _MI}Mi" if count and count % _MI == 0 else str(count)

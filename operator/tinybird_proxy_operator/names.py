@@ -1,0 +1,112 @@
+"""Names that the operator, its charts and its tests share: API, labels, annotations, children, conditions. Pure."""
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "tinybird-proxy.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "TinybirdProxy"
+PLURAL: Final = "tinybirdproxies"
+FIELD_MANAGER: Final = "tinybird-proxy-operator"
+
+NAME_LABEL: Final = "app.kubernetes.io/name"
+INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+PROXY_LABEL: Final = f"{GROUP}/proxy"
+# On a Secret of a user's: the operator may mount it.
+USE_LABEL: Final = f"{GROUP}/use"
+USE_TOKEN: Final = "token"  # noqa: S105 - a label's value
+DRAINING_LABEL: Final = f"{GROUP}/draining"
+# On a resource: `now` lets a template that is held back go out.
+ROLL_ANNOTATION: Final = f"{GROUP}/roll"
+APP: Final = "tinybird-proxy"
+
+CONTAINER: Final = "proxy"
+EVENTS_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+SERVICE_PORT: Final = 80
+EVENTS_PORT_NAME: Final = "events"
+ADMIN_PORT_NAME: Final = "admin"
+TOKEN_DIR: Final = "/etc/tinybird-proxy/tinybird"  # noqa: S105 - a path
+CLIENTS_DIR: Final = "/etc/tinybird-proxy/clients"
+ADMIN_DIR: Final = "/etc/tinybird-proxy/admin"
+CLIENT_TOKEN_KEY: Final = "token"  # noqa: S105 - a key's name
+CLIENT_ACCEPTED_KEY: Final = "accepted"
+ADMIN_TOKEN_KEY: Final = "token"  # noqa: S105 - a key's name
+
+# A resource's name is its Service's, so it is a DNS label that begins with a letter; and the longest label made of it
+# (a StatefulSet's controller-revision-hash: the name, a dash and ten characters) must fit into 63.
+NAME_MAX_LENGTH: Final = 52
+NAME_PATTERN: Final = "[a-z]([-a-z0-9]*[a-z0-9])?"
+
+
+def client_secret(name: str) -> str:
+    """The Secret with the token for apps."""
+    return f"{name}-client"
+
+
+def admin_secret(name: str) -> str:
+    """The Secret with the admin port's token."""
+    return f"{name}-admin"
+
+
+def selector_labels(name: str) -> dict[str, str]:
+    """What the pods of a resource carry and its Service and Deployment select."""
+    return {NAME_LABEL: APP, INSTANCE_LABEL: name, PROXY_LABEL: name}
+
+
+def child_labels(name: str) -> dict[str, str]:
+    """What every child carries."""
+    return {**selector_labels(name), MANAGED_BY_LABEL: FIELD_MANAGER}
+
+
+def status_selector(name: str) -> str:
+    """``status.selector``: the pods that count, draining ones left out."""
+    pairs = [f"{key}={value}" for key, value in sorted(selector_labels(name).items())]
+    return ",".join([*pairs, f"!{DRAINING_LABEL}"])
+
+
+class ConditionType(StrEnum):
+    """Every condition, in the order in which people read them."""
+
+    READY = "Ready"
+    PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
+    TOKEN_VALID = "TokenValid"  # noqa: S105 - a condition
+    BUFFER_HEALTHY = "BufferHealthy"
+
+
+class Reason(StrEnum):
+    """Every reason of a condition or an Event."""
+
+    READY = "Ready"
+    NOT_READY = "NotReady"
+    UNMANAGED = "Unmanaged"
+    UP_TO_DATE = "UpToDate"
+    ROLLING_OUT = "RollingOut"
+    ROLLOUT_HELD = "RolloutHeld"
+    ROLLOUT_FAILED = "RolloutFailed"
+    AS_EXPECTED = "AsExpected"
+    NAME_TAKEN = "NameTaken"
+    INVALID_SPEC = "InvalidSpec"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105
+    SECRET_KEY_MISSING = "SecretKeyMissing"  # noqa: S105
+    SECRET_NOT_SHARED = "SecretNotShared"  # noqa: S105
+    UPSTREAM_NOT_ALLOWED = "UpstreamNotAllowed"
+    COLLECTOR_NOT_ALLOWED = "CollectorNotAllowed"
+    IMAGE_NOT_ALLOWED = "ImageNotAllowed"
+    APPLY_REFUSED = "ApplyRefused"
+    PODS_FAILING = "PodsFailing"
+    ACCEPTED = "Accepted"
+    REJECTED = "Rejected"
+    CANDIDATE_REJECTED = "CandidateRejected"
+    NOT_USED_YET = "NotUsedYet"
+    CLIENTS_OWN_TOKENS = "ClientsOwnTokens"
+    HEALTHY = "Healthy"
+    FILLING = "Filling"
+    FULL = "Full"
+    NOT_DELIVERING = "NotDelivering"
+    OUT_OF_MEMORY = "OutOfMemory"
+    UNKNOWN = "Unknown"
+    CLIENT_TOKEN_REPLACED = "ClientTokenReplaced"  # noqa: S105

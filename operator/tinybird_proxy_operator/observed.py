@@ -1,0 +1,177 @@
+"""What the cluster and the pods say, as values. Pure: ``reconcile`` gathers, ``status`` judges."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from tinybird_proxy_operator.names import Reason
+
+_ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that a person has to put right: a reason from the fixed list and a sentence."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyReport:
+    """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows."""
+
+    rows: int
+    size_bytes: int
+    utilisation: float
+    oldest_age_s: float | None
+    stuck_rows: int
+    stuck: Sequence[str]
+    token_hash: str | None
+    token_accepted: bool
+    token_denied: bool
+    candidate_rejected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """A pod of ours. ``report`` None: it did not answer. ``out_of_memory``: its last container was ended for that."""
+
+    name: str
+    ip: str | None
+    ready: bool
+    waiting: str | None
+    out_of_memory: bool
+    report: ProxyReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The Deployment, as far as it decides how things stand."""
+
+    generation_seen: bool
+    replicas: int
+    updated: int
+    ready: int
+    available: int
+    failed: str | None
+
+    @property
+    def settled(self) -> bool:
+        """Whether every pod runs the present template and no other is left."""
+        return self.generation_seen and self.replicas == self.updated == self.available
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything that ``status`` needs. ``held``: why a changed template does not go out.
+
+    ``uses_own_token`` None: the spec cannot be read.
+    """
+
+    wanted_replicas: int | None
+    workload: Workload | None
+    pods: Sequence[PodFacts]
+    problems: Sequence[Problem]
+    held: str | None
+    uses_own_token: bool | None
+    token_secret: str | None
+    expected_token_hash: str | None
+    managed: bool = True
+
+
+class _Buffer(msgspec.Struct):
+    rows: int
+    bytes: int
+    utilisation: float
+    oldest_age_s: float | None
+
+
+class _Token(msgspec.Struct):
+    hash: str
+    accepted_at: str | None
+    denied_at: str | None
+    rejected: bool = False
+
+
+class _Tokens(msgspec.Struct):
+    tinybird: _Token | None = None
+    candidate: _Token | None = None
+
+
+class _Destination(msgspec.Struct):
+    data_source: str
+    buffered_rows: int
+    sentence: str
+    cause: str | None
+
+
+class _Status(msgspec.Struct):
+    buffer: _Buffer
+    tokens: _Tokens
+    destinations: list[_Destination]
+
+
+def read_report(body: bytes | bytearray) -> ProxyReport:
+    """``/status`` of a proxy. Raises ``msgspec.DecodeError`` if it is not that."""
+    said = msgspec.json.decode(body, type=_Status)
+    buffer, token, candidate = said.buffer, said.tokens.tinybird, said.tokens.candidate
+    stuck = [found for found in said.destinations if found.cause is not None and found.buffered_rows]
+    return ProxyReport(
+        rows=buffer.rows,
+        size_bytes=buffer.bytes,
+        utilisation=buffer.utilisation,
+        oldest_age_s=buffer.oldest_age_s,
+        stuck_rows=sum(found.buffered_rows for found in stuck),
+        stuck=[f"{found.data_source}: {found.sentence}" for found in stuck],
+        token_hash=None if token is None else token.hash,
+        token_accepted=token is not None and token.accepted_at is not None,
+        # Both are UTC as ISO 8601, which sorts.
+        token_denied=token is not None and token.denied_at is not None and (token.accepted_at or "") < token.denied_at,
+        candidate_rejected=candidate is not None and candidate.rejected,
+    )
+
+
+def read_workload(deployment: Mapping[str, Any]) -> Workload:
+    """A Deployment as the API server gives it."""
+    status = deployment.get("status", {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    progressing, failure = conditions.get("Progressing", {}), conditions.get("ReplicaFailure", {})
+    failed = None
+    if failure.get("status") == "True":
+        failed = failure.get("message")
+    elif progressing.get("reason") == "ProgressDeadlineExceeded":
+        failed = progressing.get("message")
+    return Workload(
+        generation_seen=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
+        replicas=status.get("replicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        ready=status.get("readyReplicas", 0),
+        available=status.get("availableReplicas", 0),
+        failed=failed,
+    )
+
+
+def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
+    """A Pod as the API server gives it, and what the proxy in it said."""
+    status = pod.get("status", {})
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+    waiting, out_of_memory = None, False
+    for container in status.get("containerStatuses", []):
+        state, last = container.get("state", {}), container.get("lastState", {})
+        if "waiting" in state and state["waiting"].get("reason") not in _ORDINARY_WAITS:
+            waiting = ": ".join(filter(None, (state["waiting"]["reason"], state["waiting"].get("message"))))
+        out_of_memory |= "OOMKilled" in (
+            state.get("terminated", {}).get("reason"),
+            last.get("terminated", {}).get("reason"),
+        )
+    return PodFacts(
+        name=pod["metadata"]["name"],
+        ip=status.get("podIP"),
+        ready=ready,
+        waiting=waiting,
+        out_of_memory=out_of_memory,
+        report=report,
+    )

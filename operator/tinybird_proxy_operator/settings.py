@@ -1,0 +1,159 @@
+"""The operator's own settings: environment variables, written by its chart, validated whole. Pure."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from tinybird_proxy import __version__
+from tinybird_proxy_operator.errors import SettingsError
+from tinybird_proxy_operator.names import FIELD_MANAGER
+from tinybird_proxy_operator.spec import image_repository
+
+DEFAULT_PROXY_IMAGE: Final = f"ghcr.io/tinybird-proxy/tinybird-proxy:{__version__}"
+_DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_HOST_PATTERN: Final = re.compile(r"\*|(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:.]+")
+_IMAGE_PATTERN: Final = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*(/\*)?")
+_LABEL_KEY: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """What whoever installs the operator sets.
+
+    ``watch_namespaces`` empty: all. ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
+    """
+
+    proxy_image: str
+    proxy_image_pull_policy: PullPolicy
+    allowed_upstreams: tuple[str, ...]
+    allowed_collectors: tuple[str, ...]
+    allowed_images: tuple[str, ...]
+    controller_class: str
+    operator_namespace: str
+    operator_pod_name: str
+    operator_pod_labels: Mapping[str, str]
+    watch_namespaces: tuple[str, ...]
+    resync_seconds: int
+    metrics_port: int
+    log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["auto", "json", "console"]
+    upgrade_max_concurrent: int
+
+
+def from_env(env: Mapping[str, str]) -> OperatorSettings:
+    """Read the settings from ``env``. Raises ``SettingsError`` with every problem at once.
+
+    A list that is set but empty is an empty list; every other variable that is set but empty is a problem.
+    """
+    read = _Reader(env)
+    proxy_image = read.one("PROXY_IMAGE", _image, DEFAULT_PROXY_IMAGE)
+    settings = OperatorSettings(
+        proxy_image=proxy_image,
+        proxy_image_pull_policy=read.one(
+            "PROXY_IMAGE_PULL_POLICY", _choice("Always", "IfNotPresent", "Never"), "IfNotPresent"
+        ),
+        allowed_upstreams=read.list("ALLOWED_UPSTREAMS", _host_pattern, "*.tinybird.co"),
+        allowed_collectors=read.list("ALLOWED_COLLECTORS", _host_pattern, ""),
+        allowed_images=read.list("ALLOWED_IMAGES", _image_pattern, image_repository(proxy_image)),
+        controller_class=env.get("CONTROLLER_CLASS", "").strip(),
+        operator_namespace=read.one("POD_NAMESPACE", _dns_label, None),
+        operator_pod_name=read.one("POD_NAME", str, FIELD_MANAGER),
+        operator_pod_labels=_labels(read),
+        watch_namespaces=read.list("WATCH_NAMESPACES", _dns_label, ""),
+        resync_seconds=read.one("RESYNC_SECONDS", _integer(1, 86_400), "300"),
+        metrics_port=read.one("METRICS_PORT", _integer(1, 65_535), "8080"),
+        log_level=read.one("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
+        log_format=read.one("LOG_FORMAT", _choice("auto", "json", "console"), "auto"),
+        upgrade_max_concurrent=read.one("UPGRADE_MAX_CONCURRENT", _integer(1, 1000), "1"),
+    )
+    if read.problems:
+        raise SettingsError(read.problems)
+    return settings
+
+
+class _Reader:
+    """Reads variables and collects what is wrong; what is wrong reads as an empty value that nobody gets to see."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.problems: list[str] = []
+
+    def one(self, variable: str, parse: Callable[[str], _T], default: str | None) -> _T:
+        text = self._env.get(variable, default)
+        if text is None:
+            self.problems.append(f"{variable}: is missing")
+        elif not text.strip():
+            self.problems.append(f"{variable}: is set but empty; give it a value or leave it unset")
+        else:
+            try:
+                return parse(text.strip())
+            except ValueError as error:
+                self.problems.append(f"{variable}: {text.strip()!r}: {error}")
+        return ""  # type: ignore[return-value]
+
+    def list(self, variable: str, parse: Callable[[str], _T], default: str) -> tuple[_T, ...]:
+        found = []
+        for word in self._env.get(variable, default).split(","):
+            try:
+                found += [parse(word.strip())] if word.strip() else []
+            except ValueError as error:
+                self.problems.append(f"{variable}: {word.strip()!r}: {error}")
+        return tuple(dict.fromkeys(found))
+
+
+def _labels(read: _Reader) -> Mapping[str, str]:
+    labels = dict(read.list("OPERATOR_POD_LABELS", _label, ""))
+    # Without them the NetworkPolicies would open the admin ports to every pod of the operator's namespace.
+    if not labels and not any(problem.startswith("OPERATOR_POD_LABELS") for problem in read.problems):
+        read.problems.append("OPERATOR_POD_LABELS: is missing; give the labels of the operator's pods as key=value,…")
+    return labels
+
+
+def _matching(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(message)
+        return text
+
+    return parse
+
+
+_dns_label = _matching(_DNS_LABEL, "must be a namespace's name: lower-case letters, digits and dashes")
+_image = _matching(re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"), "must be an image such as ghcr.io/org/name:tag")
+_image_pattern = _matching(
+    _IMAGE_PATTERN, "must be an image, a repository (any tag or digest of it), a path ending in /*, or * alone"
+)
+
+
+def _host_pattern(text: str) -> str:
+    return _matching(_HOST_PATTERN, "must be a host, *.domain or * alone; no scheme, port or path")(text.lower())
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+        raise ValueError("must be a label as key=value")
+    return key, value
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], Any]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return parse

@@ -1,0 +1,228 @@
+"""A TinybirdProxy as Python values: the spec's fields with their defaults, read from what the API server gives.
+
+The CRD's schema has refused most of what is wrong before; what it cannot say is refused here, in sentences. Pure.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tinybird_proxy_operator.errors import SpecError
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti)?")
+# What a proxy needs beside its buffer: below it the kernel ends it, and with it what is buffered.
+MEMORY_HEADROOM_BYTES = 384 * 2**20
+MEMORY_HEADROOM_LEAST_BYTES = 256 * 2**20
+DRAIN_DELAY_S = 5
+GRACE_MARGIN_S = 10
+
+
+class _Struct(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Fields are written in camelCase, as in Kubernetes."""
+
+
+class SecretKey(_Struct, frozen=True):
+    """One key of a Secret in the resource's namespace."""
+
+    name: str
+    key: str = "token"
+
+
+class Tinybird(_Struct, frozen=True):
+    """Where rows go; ``token_secret_ref`` None: each client's own token is forwarded."""
+
+    url: str = "https://api.tinybird.co"
+    token_secret_ref: SecretKey | None = None
+
+
+class Clients(_Struct, frozen=True):
+    """What clients must show. None: a generated Secret ``<name>-client``."""
+
+    token_secret_ref: SecretKey | None = None
+
+
+class Batch(_Struct, frozen=True):
+    """What leaves in one request to Tinybird."""
+
+    max_rows: int = 100_000
+    max_size: str | int = "10M"
+    flush_interval_milliseconds: int = 1000
+
+
+class Buffer(_Struct, frozen=True):
+    """What one pod holds until Tinybird has answered."""
+
+    max_rows: int = 1_000_000
+    max_size: str | int = "512Mi"
+
+
+class Drain(_Struct, frozen=True):
+    """How long a stopping pod may go on delivering."""
+
+    shutdown_timeout_seconds: int = 50
+
+
+class Telemetry(_Struct, frozen=True):
+    """Where the flush spans go."""
+
+    otlp_endpoint: str | None = None
+
+
+class Monitoring(_Struct, frozen=True):
+    """Objects of prometheus-operator."""
+
+    pod_monitor: Literal["Enabled", "Disabled"] = "Disabled"
+
+
+class Service(_Struct, frozen=True):
+    """The Service in front of the pods."""
+
+    policy: Literal["Managed", "None"] = "Managed"
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    port: int = 80
+    annotations: dict[str, str] = {}
+
+
+class NetworkPolicy(_Struct, frozen=True):
+    """Who may reach the pods. ``from_peers`` empty: the whole cluster."""
+
+    policy: Literal["Managed", "None"] = "Managed"
+    from_peers: list[dict[str, Any]] = msgspec.field(default_factory=list, name="from")
+    metrics_from: list[dict[str, Any]] = []
+
+
+class PodDisruptionBudget(_Struct, frozen=True):
+    """How many pods may be evicted at a time."""
+
+    policy: Literal["Managed", "None"] = "Managed"
+    max_unavailable: int | str = 1
+
+
+class Ingress(_Struct, frozen=True):
+    """A way in from outside; off unless asked for."""
+
+    policy: Literal["Managed", "None"] = "None"
+    class_name: str | None = None
+    host: str | None = None
+    tls_secret_name: str | None = None
+    annotations: dict[str, str] = {}
+
+
+class Pod(_Struct, frozen=True):
+    """What of the pods may be chosen: a bounded list, no raw template."""
+
+    resources: dict[str, Any] = {}
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = []
+    affinity: dict[str, Any] = {}
+    topology_spread_constraints: list[dict[str, Any]] = []
+    priority_class_name: str | None = None
+    annotations: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    env: list[dict[str, Any]] = []
+
+
+class ProxySpec(_Struct, frozen=True):
+    """``spec`` of a TinybirdProxy."""
+
+    mode: Literal["Deployment"] = "Deployment"
+    management_state: Literal["Managed", "Unmanaged"] = "Managed"
+    controller_class: str = ""
+    image: str | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: list[dict[str, str]] = []
+    replicas: int | None = None
+    tinybird: Tinybird = Tinybird()
+    clients: Clients = Clients()
+    batch: Batch = Batch()
+    buffer: Buffer = Buffer()
+    drain: Drain = Drain()
+    telemetry: Telemetry = Telemetry()
+    monitoring: Monitoring = Monitoring()
+    service: Service = Service()
+    network_policy: NetworkPolicy = NetworkPolicy()
+    pod_disruption_budget: PodDisruptionBudget = PodDisruptionBudget()
+    ingress: Ingress = Ingress()
+    pod: Pod = Pod()
+
+
+class Proxy(msgspec.Struct, frozen=True, kw_only=True):
+    """A TinybirdProxy: who it is, and what it asks for."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    resource_version: str
+    annotations: dict[str, str]
+    deleting: bool
+    spec: ProxySpec
+
+
+def parse(body: Mapping[str, Any]) -> Proxy:
+    """Read a resource as the API server gives it. Raises ``SpecError``."""
+    metadata = body["metadata"]
+    try:
+        spec = msgspec.convert(body.get("spec") or {}, ProxySpec)
+    except msgspec.ValidationError as error:
+        raise SpecError([f"spec: {error}"]) from error
+    return Proxy(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        resource_version=metadata.get("resourceVersion", ""),
+        annotations=dict(metadata.get("annotations") or {}),
+        deleting="deletionTimestamp" in metadata,
+        spec=spec,
+    )
+
+
+def quantity_bytes(quantity: str | int, *, field: str) -> int:
+    """A size as Kubernetes writes it (512Mi, 10M, 1000) in bytes. Raises ``SpecError``."""
+    match = _QUANTITY.fullmatch(str(quantity))
+    try:
+        value = Decimal(match[1]) * _UNITS[match[2] or ""] if match else None
+    except InvalidOperation:
+        value = None
+    if value is None:
+        raise SpecError([f"{field}: {quantity!r} is not a size such as 512Mi or 10M"])
+    return int(value)
+
+
+def host_of(url: str) -> str:
+    """The host of a URL, lower-case; empty if there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def image_repository(image: str) -> str:
+    """``image`` without its tag and digest."""
+    name = image.partition("@")[0]
+    path, slash, last = name.rpartition("/")
+    return f"{path}{slash}{last.partition(':')[0]}"
+
+
+def image_is_allowed(image: str, patterns: Sequence[str]) -> bool:
+    """Whether ``image`` equals one of ``patterns``, is of a repository among them, or begins like one in ``/*``."""
+    for pattern in patterns:
+        if pattern in ("*", image, image_repository(image)):
+            return True
+        if pattern.endswith("/*") and image.startswith(pattern[:-1]):
+            return True
+    return False
+
+
+def host_is_allowed(host: str, patterns: Sequence[str]) -> bool:
+    """Whether ``host`` equals one of ``patterns``, or ends like one that begins with ``*.``; ``*`` is any host."""
+    for pattern in patterns:
+        if pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]) and host != pattern[2:]):
+            return True
+    return False

@@ -1,0 +1,179 @@
+"""The status of a TinybirdProxy, made from what was observed. Pure; ``now`` is a UTC time as RFC 3339."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinybird_proxy_operator.names import ConditionType, Reason, status_selector
+from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
+from tinybird_proxy_operator.spec import Proxy
+
+FILLING_RATIO = 0.8
+MESSAGE_MAX_CHARS = 1000
+_Judged = tuple[str, Reason, str]  # status, reason, message
+
+
+def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now: str) -> dict[str, Any]:
+    """The whole status. Conditions keep the time of their last transition from ``old``."""
+    reports = [pod.report for pod in observed.pods if pod.report is not None]
+    workload = observed.workload
+    judged = {
+        ConditionType.PROGRESSING: _progressing(observed, workload),
+        ConditionType.DEGRADED: _degraded(observed, workload),
+        ConditionType.TOKEN_VALID: _token_valid(observed),
+        ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
+    }
+    judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
+    status: dict[str, Any] = {
+        "observedGeneration": proxy.generation,
+        "replicas": len(observed.pods),
+        "readyReplicas": sum(pod.ready for pod in observed.pods),
+        "selector": status_selector(proxy.name),
+        "conditions": [
+            _condition(kind, verdict, old=old, generation=proxy.generation, now=now) for kind, verdict in judged.items()
+        ],
+        "buffer": {
+            "rows": two_digits(sum(report.rows for report in reports)),
+            "size": str(two_digits(sum(report.size_bytes for report in reports))),
+            "oldestRowAgeSeconds": two_digits(max((report.oldest_age_s or 0.0 for report in reports), default=0.0)),
+        },
+    }
+    if observed.uses_own_token and observed.expected_token_hash is not None:
+        current = [report.token_hash == observed.expected_token_hash for report in reports]
+        status["token"] = {
+            "expectedHash": observed.expected_token_hash,
+            "podsCurrent": sum(current),
+            "podsTotal": len(observed.pods),
+            "podsUnknown": len(observed.pods) - len(reports),
+        }
+    return status
+
+
+def differs(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether more than a figure changed: conditions, counts of pods, generation. Sentences are full of figures."""
+
+    def firm(status: Mapping[str, Any]) -> dict[str, Any]:
+        conditions = [
+            {key: value for key, value in condition.items() if key != "message"}
+            for condition in status.get("conditions", [])
+        ]
+        return {**status, "buffer": None, "conditions": conditions}
+
+    return firm(new) != firm(old)
+
+
+def two_digits(value: float) -> int:
+    """``value`` with two significant digits, so that a status is not written for every row."""
+    if value <= 0:
+        return 0
+    magnitude: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return round(value / magnitude) * magnitude
+
+
+def _ready(observed: Observed, workload: Workload | None, others: Mapping[ConditionType, _Judged]) -> _Judged:
+    if not observed.managed:
+        return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator leaves everything as it is."
+    if observed.problems:
+        first = observed.problems[0]
+        return "False", first.reason, first.message
+    token_status, token_reason, token_message = others[ConditionType.TOKEN_VALID]
+    if token_status == "False":  # noqa: S105 - a condition's status
+        return "False", token_reason, token_message
+    wanted = observed.wanted_replicas or 0
+    ready = workload.ready if workload is not None else 0
+    if workload is None or not workload.generation_seen or ready < wanted:
+        return "False", Reason.NOT_READY, f"{ready} of {wanted} pods are ready.{_why_not(observed.pods)}"
+    return "True", Reason.READY, f"{ready} of {wanted} pods are ready."
+
+
+def _why_not(pods: Sequence[PodFacts]) -> str:
+    waiting = [f"{pod.name}: {pod.waiting}" for pod in pods if pod.waiting is not None]
+    return f" {'; '.join(waiting[:3])}." if waiting else ""
+
+
+def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
+    if observed.held is not None:
+        return "False", Reason.ROLLOUT_HELD, observed.held
+    if workload is None:
+        return "False", Reason.NOT_READY, "Nothing was rolled out yet."
+    if workload.failed is not None:
+        return "False", Reason.ROLLOUT_FAILED, workload.failed
+    if not workload.settled or workload.available < (observed.wanted_replicas or 0):
+        return "True", Reason.ROLLING_OUT, f"{workload.updated} of {workload.replicas} pods run the present template."
+    return "False", Reason.UP_TO_DATE, "Every pod runs the present template."
+
+
+def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
+    if observed.problems:
+        return "True", observed.problems[0].reason, " ".join(problem.message for problem in observed.problems)
+    waiting = [pod for pod in observed.pods if pod.waiting is not None]
+    if waiting:
+        return "True", Reason.PODS_FAILING, _why_not(waiting).strip()
+    if workload is not None and workload.failed is not None:
+        return "True", Reason.ROLLOUT_FAILED, workload.failed
+    return "False", Reason.AS_EXPECTED, "Everything is as the resource asks."
+
+
+def _token_valid(observed: Observed) -> _Judged:
+    if observed.uses_own_token is None:
+        return "Unknown", Reason.UNKNOWN, "The spec cannot be read."
+    if not observed.uses_own_token:
+        return "True", Reason.CLIENTS_OWN_TOKENS, "Each client's own token is passed on to Tinybird."
+    secret = f"the Secret {observed.token_secret}"
+    # With a hash the token itself was found: the problem is then with the clients' Secret.
+    for problem in observed.problems if observed.expected_token_hash is None else ():
+        if problem.reason in (Reason.SECRET_NOT_FOUND, Reason.SECRET_KEY_MISSING, Reason.SECRET_NOT_SHARED):
+            return "False", problem.reason, problem.message
+    reports = [(pod.name, pod.report) for pod in observed.pods if pod.report is not None]
+    rejected = [name for name, report in reports if report.candidate_rejected]
+    if rejected:
+        text = f"Tinybird refuses the changed token of {secret} ({_some(rejected)}); the one before it stays in use."
+        return "False", Reason.CANDIDATE_REJECTED, text
+    denied = [name for name, report in reports if report.token_denied]
+    if denied:
+        text = f"Tinybird refuses the token of {secret} ({_some(denied)}): rows are kept. Put the right token there."
+        return "False", Reason.REJECTED, text
+    if any(report.token_accepted for _, report in reports):
+        return "True", Reason.ACCEPTED, f"Tinybird accepts the token of {secret}."
+    if reports:
+        return "Unknown", Reason.NOT_USED_YET, "No row was sent with the token yet."
+    return "Unknown", Reason.UNKNOWN, "No pod has answered yet."
+
+
+def _buffer_healthy(observed: Observed) -> _Judged:
+    killed = [pod.name for pod in observed.pods if pod.out_of_memory]
+    if killed:
+        text = f"{_some(killed)} ran out of memory: what was in the buffer is lost. Raise pod.resources.limits.memory."
+        return "False", Reason.OUT_OF_MEMORY, text
+    reports = [pod.report for pod in observed.pods if pod.report is not None]
+    if not reports:
+        return "Unknown", Reason.UNKNOWN, "No pod has answered yet."
+    stuck_rows = sum(report.stuck_rows for report in reports)
+    if stuck_rows:
+        why = next(sentence for report in reports for sentence in report.stuck)
+        return "False", Reason.NOT_DELIVERING, f"{two_digits(stuck_rows):,} rows wait and are not delivered. {why}"
+    fullest = max(report.utilisation for report in reports)
+    if fullest >= 1.0:
+        return "False", Reason.FULL, "A buffer is full: clients get 503 and are asked to come back."
+    if fullest >= FILLING_RATIO:
+        return "False", Reason.FILLING, f"A buffer is {fullest:.0%} full."
+    return "True", Reason.HEALTHY, "Rows are delivered."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _condition(
+    kind: ConditionType, judged: _Judged, *, old: Mapping[str, Any], generation: int, now: str
+) -> dict[str, Any]:
+    status, reason, message = judged
+    before: Mapping[str, Any] = next((found for found in old.get("conditions", []) if found.get("type") == kind), {})
+    return {
+        "type": str(kind),
+        "status": status,
+        "reason": str(reason),
+        "message": message[:MESSAGE_MAX_CHARS],
+        "observedGeneration": generation,
+        "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else now,
+    }

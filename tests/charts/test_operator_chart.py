@@ -1,0 +1,323 @@
+"""charts/tinybird-proxy-operator: what it renders from which values, what it refuses, and what it may do."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.charts.rendering import OPERATOR, Object, helm, objects, one, render, values_files
+
+from tinybird_proxy import __version__
+from tinybird_proxy_operator import settings
+from tinybird_proxy_operator.kube import RESOURCES
+from tinybird_proxy_operator.manifests import KINDS
+from tinybird_proxy_operator.names import GROUP
+
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+CHILD = ("get", "list", "watch", "create", "patch", "delete")
+READ = ("get", "list", "watch")
+# Every right of the operator's, and no other.
+RIGHTS = {
+    ("tinybird-proxy.io", "tinybirdproxies"): READ,
+    ("tinybird-proxy.io", "tinybirdproxies/status"): ("patch", "update"),
+    ("tinybird-proxy.io", "tinybirdproxies/scale"): ("get", "patch"),
+    ("tinybird-proxy.io", "tinybirdproxies/finalizers"): ("update",),
+    ("apps", "deployments"): CHILD,
+    ("apps", "replicasets"): READ,
+    ("", "services"): CHILD,
+    ("", "serviceaccounts"): CHILD,
+    ("policy", "poddisruptionbudgets"): CHILD,
+    ("networking.k8s.io", "networkpolicies"): CHILD,
+    ("networking.k8s.io", "ingresses"): CHILD,
+    ("", "pods"): READ,
+    ("", "secrets"): ("get", "list", "watch", "create"),
+    ("", "events"): ("create", "patch"),
+}
+POD_MONITORS = {("monitoring.coreos.com", "podmonitors"): CHILD}
+
+
+def rights(role: Object) -> dict[tuple[str, str], tuple[str, ...]]:
+    found = {}
+    for rule in role["rules"]:
+        assert set(rule) == {"apiGroups", "resources", "verbs"}
+        for resource in rule["resources"]:
+            [group] = rule["apiGroups"]
+            assert (group, resource) not in found
+            found[group, resource] = tuple(rule["verbs"])
+    return found
+
+
+def with_each_file() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("values", values_files(OPERATOR), ids=lambda path: path.stem.removesuffix("-values"))
+
+
+def container(rendered: list[Object]) -> Object:
+    [found] = one(rendered, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def environment(rendered: list[Object]) -> dict[str, str]:
+    """The operator's environment, with what Kubernetes fills in."""
+    filled = {"metadata.name": "operator-abc", "metadata.namespace": "here"}
+    entries = container(rendered)["env"]
+    assert len({entry["name"] for entry in entries}) == len(entries)
+    return {e["name"]: e["value"] if "value" in e else filled[e["valueFrom"]["fieldRef"]["fieldPath"]] for e in entries}
+
+
+def test_there_are_examples_of_values() -> None:
+    assert len(values_files(OPERATOR)) >= 4
+
+
+def test_the_chart_has_the_versions_of_the_package() -> None:
+    chart = yaml.safe_load((OPERATOR / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+    images = yaml.safe_load(chart["annotations"]["artifacthub.io/images"])
+    assert {image["image"].rpartition(":")[2] for image in images} == {__version__}
+
+
+@with_each_file()
+def test_helm_has_nothing_to_complain_of(values: Path) -> None:
+    linted = helm("lint", "--strict", OPERATOR, "--values", values)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    assert "[WARNING]" not in linted.stdout + linted.stderr
+
+
+@with_each_file()
+def test_every_object_says_where_it_belongs(values: Path) -> None:
+    rendered = render(OPERATOR, values=values)
+    common = yaml.safe_load(values.read_text() or "{}") or {}
+    names = {(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in rendered}
+    assert len(names) == len(rendered)
+    for each in rendered:
+        metadata = each["metadata"]
+        if each["kind"] == "CustomResourceDefinition":
+            assert metadata["labels"]["app.kubernetes.io/part-of"] == "tinybird-proxy"
+            continue
+        assert metadata["labels"]["app.kubernetes.io/instance"] == "release"
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+        assert metadata["labels"]["app.kubernetes.io/version"] == __version__
+        assert metadata["labels"].items() >= common.get("commonLabels", {}).items()
+        assert ("namespace" in metadata) == (each["kind"] not in CLUSTER_WIDE)
+        assert len(metadata["name"]) <= 63
+
+
+@with_each_file()
+def test_the_operator_understands_the_environment_that_the_chart_gives_it(values: Path) -> None:
+    rendered = render(OPERATOR, values=values)
+    understood = settings.from_env(environment(rendered))
+    assert understood.operator_namespace == "here"
+    template = one(rendered, "Deployment")["spec"]["template"]
+    assert understood.operator_pod_labels.items() <= template["metadata"]["labels"].items()
+    port = understood.metrics_port
+    assert container(rendered)["ports"] == [{"name": "metrics", "containerPort": port, "protocol": "TCP"}]
+    assert one(rendered, "Service")["spec"]["ports"][0]["port"] == port
+
+
+def test_each_value_reaches_its_setting() -> None:
+    understood = settings.from_env(environment(render(OPERATOR, values=OPERATOR / "ci" / "everything-values.yaml")))
+    assert understood.proxy_image == f"registry.example.com:5000/mirror/tinybird-proxy@sha256:{'0' * 64}"
+    assert understood.proxy_image_pull_policy == "Never"
+    assert understood.allowed_upstreams == ("*.tinybird.co", "tinybird.internal")
+    assert understood.allowed_collectors == ("collector.monitoring.svc",)
+    assert understood.allowed_images == ("registry.example.com/mirror/*",)
+    assert understood.controller_class == "blue"
+    assert understood.upgrade_max_concurrent == 3
+    assert understood.resync_seconds == 60
+    assert (understood.log_level, understood.log_format) == ("debug", "console")
+    namespaced = settings.from_env(environment(render(OPERATOR, values=OPERATOR / "ci" / "namespaced-values.yaml")))
+    assert namespaced.watch_namespaces == ("team-a", "team-b")
+
+
+def test_the_defaults_of_the_chart_are_those_of_the_operator() -> None:
+    given = environment(render(OPERATOR))
+    least = {name: given[name] for name in ("POD_NAMESPACE", "POD_NAME", "OPERATOR_POD_LABELS")}
+    by_itself = settings.from_env({**least, "LOG_FORMAT": "json"})
+    assert settings.from_env(given) == by_itself
+
+
+def test_the_chart_sets_every_variable_that_the_operator_reads() -> None:
+    read = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', Path(settings.__file__).read_text()))
+    everything = render(OPERATOR, values=OPERATOR / "ci" / "everything-values.yaml")
+    assert read == set(environment(everything)) - {"HTTPS_PROXY"}
+
+
+@pytest.mark.parametrize("name", ["default", "everything"])
+def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
+    rendered = render(OPERATOR, values=OPERATOR / "ci" / f"{name}-values.yaml")
+    expected = RIGHTS if name == "default" else RIGHTS | POD_MONITORS
+    assert rights(one(rendered, "ClusterRole", "-operator")) == expected
+    binding = one(rendered, "ClusterRoleBinding")
+    account = one(rendered, "ServiceAccount")["metadata"]
+    assert binding["roleRef"]["name"] == one(rendered, "ClusterRole", "-operator")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": "here"}]
+    assert one(rendered, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account["name"]
+
+
+def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
+    known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()}
+    assert known == {key for key in RIGHTS | POD_MONITORS if "/" not in key[1]}
+    plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
+    for _, kind in KINDS:
+        assert (RIGHTS | POD_MONITORS)[plurals[kind]] == CHILD
+
+
+def test_with_namespaces_there_are_roles_in_them_and_nothing_of_the_whole_cluster() -> None:
+    rendered = render(OPERATOR, values=OPERATOR / "ci" / "namespaced-values.yaml")
+    assert not CLUSTER_WIDE & {each["kind"] for each in rendered}
+    roles = [each for each in rendered if each["kind"] == "Role"]
+    assert {role["metadata"]["namespace"]: rights(role) for role in roles} == {"team-a": RIGHTS, "team-b": RIGHTS}
+    bindings = [each for each in rendered if each["kind"] == "RoleBinding"]
+    assert {binding["metadata"]["namespace"] for binding in bindings} == {"team-a", "team-b"}
+    assert all(binding["subjects"][0]["namespace"] == "here" for binding in bindings)
+
+
+def test_nobody_but_the_operator_may_write_a_status() -> None:
+    rendered = render(OPERATOR)
+    view, edit = one(rendered, "ClusterRole", "-view"), one(rendered, "ClusterRole", "-edit")
+    aggregate = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {label for label in view["metadata"]["labels"] if label.startswith(aggregate)} == {
+        f"{aggregate}view",
+        f"{aggregate}edit",
+        f"{aggregate}admin",
+    }
+    assert {label for label in edit["metadata"]["labels"] if label.startswith(aggregate)} == {
+        f"{aggregate}edit",
+        f"{aggregate}admin",
+    }
+    assert set(rights(view).values()) == {READ}
+    assert {resource for _, resource in rights(edit)} == {"tinybirdproxies", "tinybirdproxies/scale"}
+    assert all(group == GROUP for group, _ in rights(view) | rights(edit))
+
+
+@with_each_file()
+def test_every_pod_meets_the_standard_restricted(values: Path) -> None:
+    rendered = render(OPERATOR, values=values)
+    pods = [one(rendered, "Deployment")["spec"]["template"]["spec"], one(rendered, "Pod")["spec"]]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any(pod.get(host) for host in ("hostNetwork", "hostPID", "hostIPC"))
+        for each in pod["containers"]:
+            assert each["securityContext"]["allowPrivilegeEscalation"] is False
+            assert each["securityContext"]["readOnlyRootFilesystem"] is True
+            assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in each["resources"]["limits"]
+    assert [pod["automountServiceAccountToken"] for pod in pods] == [True, False]
+
+
+def test_selectors_find_the_operator_and_only_it() -> None:
+    rendered = render(OPERATOR, values=OPERATOR / "ci" / "everything-values.yaml")
+    pod = one(rendered, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    tester = one(rendered, "Pod")["metadata"]["labels"]
+    selectors = [
+        one(rendered, "Deployment")["spec"]["selector"]["matchLabels"],
+        one(rendered, "Service")["spec"]["selector"],
+        one(rendered, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one(rendered, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        one(rendered, "PodMonitor")["spec"]["selector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector.items() <= pod.items()
+        assert not selector.items() <= tester.items()
+    peers = one(rendered, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    assert any(peer.get("podSelector", {}).get("matchLabels", {"": ""}).items() <= tester.items() for peer in peers)
+
+
+def test_an_image_is_named_by_digest_tag_or_version() -> None:
+    repository = "ghcr.io/tinybird-proxy/tinybird-proxy-operator"
+    assert container(render(OPERATOR))["image"] == f"{repository}:{__version__}"
+    assert container(render(OPERATOR, given={"image": {"tag": "7"}}))["image"] == f"{repository}:7"
+    digest = f"sha256:{'a' * 64}"
+    given = {"image": {"tag": "7", "digest": digest}}
+    assert container(render(OPERATOR, given=given))["image"] == f"{repository}@{digest}"
+
+
+def test_the_pod_changes_with_nothing_but_what_it_consumes() -> None:
+    """Else a chart upgrade would restart the operator for a label."""
+    template = one(render(OPERATOR), "Deployment")["spec"]["template"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(template["metadata"]["labels"])
+    more = {"monitoring": {"dashboard": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+    assert one(render(OPERATOR, given=more), "Deployment")["spec"]["template"] == template
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+        ({"image": {"name": "x"}}, "at '/image': additional properties 'name' not allowed"),
+        ({"image": {"tag": 5}}, "at '/image/tag': got number, want string"),
+        ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),
+        ({"proxy": {"image": {"repository": "https://x"}}}, "at '/proxy/image/repository': 'https://x' does not match"),
+        ({"image": {"pullPolicy": "always"}}, "at '/image/pullPolicy': value must be one of 'Always', 'IfNotPresent'"),
+        ({"allowedUpstreams": ["https://api.tinybird.co"]}, "at '/allowedUpstreams/0': 'https://api.tinybird.co' does"),
+        ({"allowedUpstreams": "*"}, "at '/allowedUpstreams': got string, want array"),
+        ({"allowedCollectors": ["collector:4318"]}, "at '/allowedCollectors/0': 'collector:4318' does not match"),
+        ({"allowedImages": ["*/x"]}, "at '/allowedImages/0': '*/x' does not match pattern"),
+        ({"watchNamespaces": ["Team"]}, "at '/watchNamespaces/0': 'Team' does not match pattern"),
+        ({"watchNamespaces": ["a"]}, "crds.enabled: must be false with watchNamespaces, for a CRD is the whole"),
+        ({"log": {"level": "loud"}}, "at '/log/level': value must be one of 'debug', 'info', 'warning', 'error'"),
+        ({"resyncSeconds": 0}, "at '/resyncSeconds': minimum: got 0, want 1"),
+        ({"metrics": {"port": 80}}, "at '/metrics/port': minimum: got 80, want 1,024"),
+        ({"upgrade": {"maxConcurrent": 0}}, "at '/upgrade/maxConcurrent': minimum: got 0, want 1"),
+        ({"fullnameOverride": "x" * 53}, "at '/fullnameOverride': maxLength: got 53, want 52"),
+        ({"commonLabels": {"app.kubernetes.io/name": "x"}}, "commonLabels: app.kubernetes.io/name is set by the chart"),
+        ({"extraEnv": [{"name": "PROXY_IMAGE", "value": "x"}]}, "extraEnv: PROXY_IMAGE is set from a value of its own"),
+        ({"monitoring": {"podMonitor": {"interval": "often"}}}, "at '/monitoring/podMonitor/interval': 'often' does"),
+    ],
+    ids=lambda part: part[:40] if isinstance(part, str) else "",
+)
+def test_a_wrong_value_is_refused_with_its_place_and_what_is_right(given: Object, message: str) -> None:
+    refused = helm("template", "release", OPERATOR, "--values", "-", given=yaml.safe_dump(given))
+    assert refused.returncode != 0
+    assert message in refused.stderr
+
+
+def keys(node: yaml.MappingNode, path: str = "") -> Iterator[tuple[str, int, yaml.Node]]:
+    """Every key of a mapping and of those in it: path, line from 0, value."""
+    for key, value in node.value:
+        yield f"{path}{key.value}", key.start_mark.line, value
+        if isinstance(value, yaml.MappingNode):
+            yield from keys(value, f"{path}{key.value}.")
+
+
+def test_every_value_has_a_comment_and_a_place_in_the_schema() -> None:
+    text = (OPERATOR / "values.yaml").read_text()
+    lines, commented = text.splitlines(), set[str]()
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    for path, line, value in keys(root):
+        inherited = any(path.startswith(f"{above}.") for above in commented)
+        if lines[line - 1].strip().startswith("#") and not inherited:
+            commented.add(path)
+        elif not inherited:
+            assert isinstance(value, yaml.MappingNode), f"{path} has no comment"
+    schema = yaml.safe_load((OPERATOR / "values.schema.json").read_text())
+    assert _names(schema) - {"global"} == {path for path, _, _ in keys(root) if _is_named(schema, path)}
+
+
+def _names(schema: Object, path: str = "") -> set[str]:
+    assert "description" in schema or "title" in schema, path
+    found = set()
+    for name, inner in schema.get("properties", {}).items():
+        found |= {f"{path}{name}", *_names(inner, f"{path}{name}.")}
+    return found
+
+
+def _is_named(schema: Object, path: str) -> bool:
+    """Whether the schema names the fields of what holds `path`."""
+    for part in path.split(".")[:-1]:
+        schema = schema.get("properties", {}).get(part, {})
+    return "properties" in schema
+
+
+def test_the_notes_name_the_next_command() -> None:
+    """Without a cluster helm only shows them in a dry run."""
+    shown = helm("install", "release", OPERATOR, "--namespace", "here", "--dry-run=client", "--values", "-", given="{}")
+    assert shown.returncode == 0, shown.stderr
+    notes = shown.stdout.partition("NOTES:")[2]
+    assert "kubectl --namespace here rollout status deployment/release-tinybird-proxy-operator" in notes
+    [example] = objects(notes.partition("<<END\n")[2].partition("\nEND\n")[0])
+    minimal = objects((OPERATOR / "examples" / "minimal.yaml").read_text())[1]
+    assert example == minimal

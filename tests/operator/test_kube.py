@@ -1,0 +1,266 @@
+"""The API server's client, the real one, before a fake server: what it sends, and what it makes of answers."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.operator.clusters import connection
+
+from tinybird_proxy_operator import kube as kube_module
+from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kubernetes_connection
+from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
+from tinybird_proxy_operator.testing.fake_api import KINDS, POD_MONITOR, FakeApi
+
+
+def service(name: str = "events", **metadata: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "shop", **metadata}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"type": "ClusterIP"}}
+
+
+def resource(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "events", "namespace": "shop"}, "spec": spec}
+
+
+def test_every_kind_is_where_the_api_server_has_it() -> None:
+    theirs = {kind: (known.api_version, known.plural) for kind, known in {**KINDS, "PodMonitor": POD_MONITOR}.items()}
+    assert {kind: (ours.api_version, ours.plural) for kind, ours in RESOURCES.items()} == theirs
+
+
+async def test_a_request_carries_the_token_and_no_body_where_none_belongs(api: FakeApi, kube: Kube) -> None:
+    api.put(service())
+    await kube.get("Service", "shop", "events")
+    assert (api.asked[-1].authorization, api.asked[-1].body) == ("Bearer operator-token", None)
+
+
+async def test_an_object_is_found_or_not(api: FakeApi, kube: Kube) -> None:
+    api.put(service())
+    assert (await kube.get("Service", "shop", "events"))["spec"] == {"type": "ClusterIP"}
+    assert await kube.find("Service", "shop", "other") is None
+    with pytest.raises(NotFound, match=r"GET /api/v1/namespaces/shop/services/other: .*not found"):
+        await kube.get("Service", "shop", "other")
+
+
+async def test_a_name_cannot_leave_its_place_in_the_path(api: FakeApi, kube: Kube) -> None:
+    assert await kube.find("Service", "shop", "../../kube-system/secrets/x") is None
+    assert api.asked[-1].path.startswith("/api/v1/namespaces/shop/services/")
+
+
+async def test_a_list_is_read_to_its_last_page(api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_module, "_PAGE_SIZE", 2)
+    for number in range(5):
+        api.put(service(f"s-{number}", labels={"a": "b"}))
+    api.put(service("other"))
+    found = await kube.list("Service", "shop", labels={"a": "b"})
+    assert [each["metadata"]["name"] for each in found] == [f"s-{number}" for number in range(5)]
+    assert len(api.asked) == 3
+
+
+async def test_a_list_may_be_of_all_namespaces(api: FakeApi, kube: Kube) -> None:
+    api.put(service())
+    api.put(service(namespace="other"))
+    assert len(await kube.list("Service", None)) == 2
+    assert len(await kube.list("Service", "other")) == 1
+
+
+async def test_a_page_that_has_expired_is_a_reason_to_come_again(
+    api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_module, "_PAGE_SIZE", 1)
+    for number in range(3):
+        api.put(service(f"s-{number}"))
+    api.fail(410, path="/services")
+    with pytest.raises(Unavailable):
+        await kube.list("Service", "shop")
+    assert len(await kube.list("Service", "shop")) == 3
+
+
+async def test_creation_does_not_overwrite(api: FakeApi, kube: Kube) -> None:
+    await kube.create(service())
+    before = api.get("Service", "events")
+    with pytest.raises(Conflict):
+        await kube.create({**service(), "spec": {"type": "NodePort"}})
+    assert api.get("Service", "events") == before
+
+
+async def test_an_apply_changes_what_it_names_and_takes_back_what_it_no_longer_names(api: FakeApi, kube: Kube) -> None:
+    uid = api.put(service(annotations={"theirs": "1"}))["metadata"]["uid"]
+    await kube.apply(service(annotations={"ours": "1", "more": "2"}), uid=uid)
+    assert api.get("Service", "events")["metadata"]["annotations"] == {"theirs": "1", "ours": "1", "more": "2"}
+    await kube.apply(service(annotations={"ours": "1"}), uid=uid)
+    assert api.get("Service", "events")["metadata"]["annotations"] == {"theirs": "1", "ours": "1"}
+    asked = api.asked[-1]
+    assert (asked.content_type, asked.query) == (
+        "application/apply-patch+yaml",
+        {"fieldManager": FIELD_MANAGER, "force": "true"},
+    )
+
+
+async def test_an_apply_in_vain_changes_nothing(api: FakeApi, kube: Kube) -> None:
+    uid = api.put(service())["metadata"]["uid"]
+    await kube.apply(service(), uid=uid)
+    before = api.get("Service", "events")
+    await kube.apply(service(), uid=uid)
+    assert api.get("Service", "events") == before
+
+
+async def test_an_apply_never_touches_another_object_of_that_name_and_never_makes_one(api: FakeApi, kube: Kube) -> None:
+    with pytest.raises(Conflict):
+        await kube.apply(service(), uid="gone")
+    api.put(service())
+    with pytest.raises(Conflict):
+        await kube.apply({**service(), "spec": {"type": "NodePort"}}, uid="gone")
+    assert api.get("Service", "events")["spec"] == {"type": "ClusterIP"}
+
+
+async def test_what_a_creation_wrote_a_later_apply_takes_back_only_once_it_counts_as_applied(
+    api: FakeApi, kube: Kube
+) -> None:
+    live = await kube.create(service(annotations={"ours": "1"}))
+    await kube.apply(service(), uid=live["metadata"]["uid"])
+    assert api.get("Service", "events")["metadata"]["annotations"] == {"ours": "1"}  # what this is there for
+    await kube.own_by_apply(api.get("Service", "events"))
+    await kube.apply(service(), uid=live["metadata"]["uid"])
+    assert "annotations" not in api.get("Service", "events")["metadata"]
+
+
+async def test_fields_are_taken_over_once_and_not_from_an_object_that_has_changed(api: FakeApi, kube: Kube) -> None:
+    live = await kube.create(service())
+    changed = api.put({**api.get("Service", "events"), "status": {"loadBalancer": {"x": 1}}})
+    with pytest.raises(Conflict):
+        await kube.own_by_apply(live)
+    owned = await kube.own_by_apply(changed)
+    api.asked.clear()
+    assert await kube.own_by_apply(owned) == owned
+    assert api.asked == []
+
+
+def test_fields_of_others_and_of_the_status_stay_theirs() -> None:
+    def entry(manager: str, operation: str, **more: Any) -> dict[str, Any]:
+        return {"manager": manager, "operation": operation, "fieldsV1": {"f:spec": {f"f:{operation}": {}}}, **more}
+
+    others = [entry("kubectl", "Update"), entry(FIELD_MANAGER, "Update", subresource="status")]
+    assert applied_entries([*others, entry(FIELD_MANAGER, "Apply")]) is None
+    found = applied_entries([entry(FIELD_MANAGER, "Update"), *others, entry(FIELD_MANAGER, "Apply")])
+    assert found == [*others, {**entry(FIELD_MANAGER, "Apply"), "fieldsV1": {"f:spec": {"f:Update": {}, "f:Apply": {}}}}]
+
+
+async def test_a_status_is_written_without_the_rest(api: FakeApi, kube: Kube) -> None:
+    uid = api.put(resource(replicas=1))["metadata"]["uid"]
+    await kube.apply_status("shop", "events", uid, {"replicas": 1, "token": {"expectedHash": "aa"}})
+    await kube.apply_status("shop", "events", uid, {"replicas": 2})
+    live = api.get(KIND, "events")
+    assert (live["status"], live["spec"], live["metadata"]["generation"]) == ({"replicas": 2}, {"replicas": 1}, 1)
+    with pytest.raises(Conflict):
+        await kube.apply_status("shop", "events", "another", {"replicas": 3})
+
+
+async def test_a_scale_that_is_absent_can_be_written_but_not_over_a_change(api: FakeApi, kube: Kube) -> None:
+    version = api.put(resource())["metadata"]["resourceVersion"]
+    await kube.set_scale("shop", "events", 3, resource_version=version)
+    assert api.get(KIND, "events")["spec"] == {"replicas": 3}
+    with pytest.raises(Conflict):
+        await kube.set_scale("shop", "events", 4, resource_version=version)
+
+
+async def test_the_number_of_pods_is_set_only_on_the_deployment_that_is_meant(api: FakeApi, kube: Kube) -> None:
+    metadata = {"name": "events", "namespace": "shop"}
+    live = api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 1, "paused": True}})
+    await kube.set_replicas("shop", "events", 3, uid=live["metadata"]["uid"])
+    assert api.get("Deployment", "events")["spec"] == {"replicas": 3, "paused": True}
+    with pytest.raises(Conflict):
+        await kube.set_replicas("shop", "events", 4, uid="another")
+
+
+async def test_deletion_is_of_the_object_that_is_meant_and_of_nothing_if_it_is_gone(api: FakeApi, kube: Kube) -> None:
+    uid = api.put(service())["metadata"]["uid"]
+    with pytest.raises(Conflict):
+        await kube.delete("Service", "shop", "events", uid="another")
+    await kube.delete("Service", "shop", "events", uid=uid)
+    assert api.names("Service") == []
+    assert api.asked[-1].body == {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+    await kube.delete("Service", "shop", "events", uid=uid)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, Invalid),
+        (401, Forbidden),
+        (403, Forbidden),
+        (404, NotFound),
+        (409, Conflict),
+        (410, Unavailable),
+        (415, Invalid),
+        (422, Invalid),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+    ],
+)
+async def test_a_refusal_becomes_an_error_that_says_what_can_be_done(
+    api: FakeApi, kube: Kube, status: int, kind: type[KubeError]
+) -> None:
+    api.fail(status, message="because")
+    with pytest.raises(KubeError, match="because") as caught:
+        await kube.get("Service", "shop", "events")
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("after_s", [None, 7])
+async def test_an_overloaded_server_says_when_to_come_again(api: FakeApi, kube: Kube, after_s: int | None) -> None:
+    api.fail(429, retry_after_s=after_s)
+    with pytest.raises(Unavailable) as caught:
+        await kube.get("Service", "shop", "events")
+    assert caught.value.retry_after_s == after_s
+    assert len(api.asked) == 1  # it is the queue that comes again, not the client
+
+
+async def test_a_broken_connection_is_an_error_of_ours(api: FakeApi, kube: Kube) -> None:
+    api.fail(0, times=10)  # aiohttp itself asks a second time if an old connection was closed
+    with pytest.raises(Unavailable, match="GET /api/v1/namespaces/shop/services/events"):
+        await kube.get("Service", "shop", "events")
+
+
+async def test_a_server_that_does_not_answer_is_given_up(
+    kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_module, "REQUEST_TIMEOUT_S", 0.05)
+    never = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await never.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    quiet = FakeApi(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with connection(quiet, tmp_path) as before:
+        with pytest.raises(Unavailable, match="TimeoutError"):
+            await before.get("Service", "shop", "events")
+    never.set()
+    server.close()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(200, Unavailable), (502, Unavailable), (403, Forbidden)])
+async def test_an_answer_that_is_not_the_api_servers_is_an_error(
+    tmp_path: Path, status: int, kind: type[KubeError]
+) -> None:
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(page, "127.0.0.1", 0)
+    gateway = FakeApi(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with connection(gateway, tmp_path) as before:
+        with pytest.raises(kind):
+            await before.list("Service", "shop")
+    server.close()
+
+
+async def test_without_a_cluster_to_connect_to_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="kube-config"):
+        async with kubernetes_connection(str(tmp_path / "none")):
+            pass

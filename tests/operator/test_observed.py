@@ -1,0 +1,136 @@
+"""What the cluster and the pods say, as values."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from tests.operator.clusters import TOKEN_HASH, report, stuck
+
+from tinybird_proxy_operator.observed import read_pod, read_report, read_workload
+
+EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
+
+
+def read(body: Any) -> Any:
+    return read_report(json.dumps(body).encode())
+
+
+def test_a_report_has_the_buffer_and_the_token() -> None:
+    found = read(report(rows=7, bytes=70, utilisation=0.5, oldest_age_s=1.5))
+    assert (found.rows, found.size_bytes, found.utilisation, found.oldest_age_s) == (7, 70, 0.5, 1.5)
+    assert (found.token_hash, found.stuck, found.stuck_rows) == (TOKEN_HASH, [], 0)
+
+
+def test_rows_are_stuck_where_a_destination_says_why() -> None:
+    body = stuck(5)
+    flowing = {"data_source": "orders", "buffered_rows": 9, "sentence": "fine", "cause": None}
+    empty = {"data_source": "visits", "buffered_rows": 0, "sentence": "down", "cause": "failing"}
+    body["destinations"] += [flowing, empty]
+    found = read(body)
+    assert found.stuck_rows == 5
+    assert found.stuck == ["clicks: Tinybird does not answer, the oldest row waits for 5 s."]
+
+
+@pytest.mark.parametrize(
+    ("accepted_at", "denied_at", "accepted", "denied"),
+    [
+        (None, None, False, False),
+        (EARLY, None, True, False),
+        (None, EARLY, False, True),
+        (EARLY, LATE, True, True),
+        (LATE, EARLY, True, False),
+    ],
+)
+def test_a_token_is_denied_if_that_came_after_its_last_acceptance(
+    accepted_at: str | None, denied_at: str | None, accepted: bool, denied: bool
+) -> None:
+    found = read(report(accepted_at=accepted_at, denied_at=denied_at))
+    assert (found.token_accepted, found.token_denied) == (accepted, denied)
+
+
+def test_a_proxy_with_its_clients_tokens_has_none_of_its_own() -> None:
+    found = read({**report(), "tokens": {"mode": "clients"}})
+    assert (found.token_hash, found.token_accepted, found.token_denied) == (None, False, False)
+
+
+@pytest.mark.parametrize("rejected", [True, False])
+def test_a_candidate_is_rejected_or_not(rejected: bool) -> None:
+    candidate = {"hash": "12345678", "since": None, "accepted_at": None, "denied_at": None, "rejected": rejected}
+    assert read(report(candidate=candidate)).candidate_rejected is rejected
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {**report(), "buffer": None}, {**report(), "destinations": {}}])
+def test_what_is_no_report_is_an_error(body: Any) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        read(body)
+
+
+def workload(generation: int = 2, conditions: list[dict[str, str]] | None = None, **status: int) -> Any:
+    counts = {"observedGeneration": 2, **status}
+    return read_workload({"metadata": {"generation": generation}, "status": {**counts, "conditions": conditions or []}})
+
+
+def test_a_deployment_is_settled_when_all_its_pods_are_new_and_available() -> None:
+    counts = {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
+    assert workload(**counts).settled
+    assert not workload(3, **counts).settled
+    assert not workload(**{**counts, "replicas": 3}).settled
+    assert not workload(**{**counts, "availableReplicas": 1}).settled
+    assert workload().settled  # no pods were asked for
+
+
+def test_a_deployment_without_a_status_was_not_seen_yet() -> None:
+    found = read_workload({"metadata": {"generation": 1}})
+    assert (found.generation_seen, found.ready, found.failed) == (False, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("condition", "failed"),
+    [
+        ({"type": "ReplicaFailure", "status": "True", "message": "quota"}, "quota"),
+        ({"type": "ReplicaFailure", "status": "False", "message": "quota"}, None),
+        ({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "late"}, "late"),
+        ({"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable", "message": "fine"}, None),
+    ],
+)
+def test_a_deployment_says_why_it_failed(condition: dict[str, str], failed: str | None) -> None:
+    assert workload(conditions=[condition]).failed == failed
+
+
+def pod(*containers: dict[str, Any], ready: str = "True") -> Any:
+    status = {"conditions": [{"type": "Ready", "status": ready}], "containerStatuses": list(containers)}
+    return read_pod({"metadata": {"name": "p"}, "status": {**status, "podIP": "10.0.0.1"}}, None)
+
+
+def test_a_pod_without_a_status_is_not_ready_and_has_no_address() -> None:
+    found = read_pod({"metadata": {"name": "p"}}, None)
+    assert (found.name, found.ip, found.ready, found.waiting, found.out_of_memory) == ("p", None, False, None, False)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "said"),
+    [
+        ({"reason": "ImagePullBackOff", "message": "no such image"}, "ImagePullBackOff: no such image"),
+        ({"reason": "CrashLoopBackOff"}, "CrashLoopBackOff"),
+        ({"reason": "ContainerCreating"}, None),
+        ({"reason": "PodInitializing"}, None),
+        ({}, None),
+    ],
+)
+def test_a_pod_says_what_it_waits_for_unless_that_is_ordinary(waiting: dict[str, str], said: str | None) -> None:
+    assert pod({"state": {"waiting": waiting}}, ready="False").waiting == said
+
+
+@pytest.mark.parametrize(
+    ("container", "killed"),
+    [
+        ({"lastState": {"terminated": {"reason": "OOMKilled"}}, "state": {"running": {}}}, True),
+        ({"state": {"terminated": {"reason": "OOMKilled"}}}, True),
+        ({"lastState": {"terminated": {"reason": "Error"}}, "state": {"running": {}}}, False),
+        ({}, False),
+    ],
+)
+def test_a_pod_that_ran_out_of_memory_is_known(container: dict[str, Any], killed: bool) -> None:
+    assert pod(container).out_of_memory is killed
+    assert pod(container).ready

@@ -1,0 +1,238 @@
+"""The status, by table: every reason of every condition, and what makes it worth writing."""
+
+from typing import Any
+
+import pytest
+from tests.operator.resources import OWN_TOKEN, resource
+
+from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, ProxyReport, Workload
+from tinybird_proxy_operator.status import MESSAGE_MAX_CHARS, differs, make_status, two_digits
+
+NOW, BEFORE = "2026-01-01T00:00:10Z", "2026-01-01T00:00:00Z"
+
+
+def said(**changes: Any) -> ProxyReport:
+    well: dict[str, Any] = {"rows": 0, "size_bytes": 0, "utilisation": 0.0, "oldest_age_s": None, "stuck_rows": 0}
+    token = {"token_hash": "aa", "token_accepted": False, "token_denied": False, "candidate_rejected": False}
+    return ProxyReport(**{**well, "stuck": [], **token, **changes})
+
+
+def pod(name: str = "p-1", **changes: Any) -> PodFacts:
+    facts: dict[str, Any] = {"ip": "10.0.0.1", "ready": True, "waiting": None, "out_of_memory": False, "report": said()}
+    return PodFacts(**{"name": name, **facts, **changes})
+
+
+def workload(**changes: Any) -> Workload:
+    counts = dict.fromkeys(("replicas", "updated", "ready", "available"), 1)
+    return Workload(**{"generation_seen": True, **counts, "failed": None, **changes})
+
+
+def observed(**changes: Any) -> Observed:
+    facts: dict[str, Any] = {
+        **{"wanted_replicas": 1, "workload": workload(), "pods": [pod()], "problems": [], "held": None},
+        **{"uses_own_token": True, "token_secret": "tinybird", "expected_token_hash": "aa"},
+    }
+    return Observed(**{**facts, **changes})
+
+
+def status(facts: Observed, old: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
+    return make_status(resource(OWN_TOKEN, **metadata), facts, old or {}, now=NOW)
+
+
+def condition(facts: Observed, kind: str) -> tuple[str, str, str]:
+    found = next(each for each in status(facts)["conditions"] if each["type"] == kind)
+    return found["status"], found["reason"], found["message"]
+
+
+def problem(reason: Reason, message: str = "It is so.") -> Problem:
+    return Problem(reason=reason, message=message)
+
+
+MISSING = {"problems": [problem(Reason.SECRET_NOT_FOUND, "Secret gone.")], "expected_token_hash": None}
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason", "message"),
+    [
+        ({}, "True", "Ready", "1 of 1 pods are ready."),
+        ({"wanted_replicas": 0, "workload": workload(ready=0), "pods": []}, "True", "Ready", "0 of 0 pods are ready."),
+        ({"wanted_replicas": 2}, "False", "NotReady", "1 of 2 pods are ready."),
+        ({"workload": None, "pods": []}, "False", "NotReady", "0 of 1 pods are ready."),
+        ({"workload": workload(generation_seen=False)}, "False", "NotReady", "1 of 1 pods are ready."),
+        (
+            {"workload": workload(ready=0), "pods": [pod(waiting="ErrImagePull: no"), pod("p-2")]},
+            "False",
+            "NotReady",
+            "0 of 1 pods are ready. p-1: ErrImagePull: no.",
+        ),
+        ({"problems": [problem(Reason.NAME_TAKEN)]}, "False", "NameTaken", "It is so."),
+        ({"problems": [problem(Reason.INVALID_SPEC)]}, "False", "InvalidSpec", "It is so."),
+        (MISSING, "False", "SecretNotFound", "Secret gone."),
+        ({"managed": False}, "Unknown", "Unmanaged", "managementState is Unmanaged"),
+        ({"pods": [pod(report=said(token_denied=True))]}, "False", "Rejected", "the Secret tinybird"),
+        ({"held": "It waits."}, "True", "Ready", "1 of 1"),
+    ],
+)
+def test_ready(facts: dict[str, Any], status: str, reason: str, message: str) -> None:
+    found = condition(observed(**facts), "Ready")
+    assert found[:2] == (status, reason)
+    assert found[2].startswith(message) or message in found[2]
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason"),
+    [
+        ({}, "False", "UpToDate"),
+        ({"held": "It waits."}, "False", "RolloutHeld"),
+        ({"workload": None}, "False", "NotReady"),
+        ({"workload": workload(failed="late")}, "False", "RolloutFailed"),
+        ({"workload": workload(updated=0)}, "True", "RollingOut"),
+        ({"workload": workload(generation_seen=False)}, "True", "RollingOut"),
+        ({"wanted_replicas": 2}, "True", "RollingOut"),
+    ],
+)
+def test_progressing(facts: dict[str, Any], status: str, reason: str) -> None:
+    assert condition(observed(**facts), "Progressing")[:2] == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason"),
+    [
+        ({}, "False", "AsExpected"),
+        *(
+            ({"problems": [problem(reason)]}, "True", str(reason))
+            for reason in (
+                Reason.NAME_TAKEN,
+                Reason.INVALID_SPEC,
+                Reason.SECRET_NOT_FOUND,
+                Reason.SECRET_KEY_MISSING,
+                Reason.SECRET_NOT_SHARED,
+                Reason.UPSTREAM_NOT_ALLOWED,
+                Reason.COLLECTOR_NOT_ALLOWED,
+                Reason.IMAGE_NOT_ALLOWED,
+                Reason.APPLY_REFUSED,
+            )
+        ),
+        ({"pods": [pod(waiting="CrashLoopBackOff")]}, "True", "PodsFailing"),
+        ({"workload": workload(failed="late")}, "True", "RolloutFailed"),
+    ],
+)
+def test_degraded(facts: dict[str, Any], status: str, reason: str) -> None:
+    assert condition(observed(**facts), "Degraded")[:2] == (status, reason)
+
+
+def test_degraded_tells_every_problem() -> None:
+    facts = observed(problems=[problem(Reason.INVALID_SPEC, "One."), problem(Reason.IMAGE_NOT_ALLOWED, "Two.")])
+    assert condition(facts, "Degraded") == ("True", "InvalidSpec", "One. Two.")
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason"),
+    [
+        ({"uses_own_token": False}, "True", "ClientsOwnTokens"),
+        ({"uses_own_token": None}, "Unknown", "Unknown"),
+        (MISSING, "False", "SecretNotFound"),
+        ({**MISSING, "problems": [problem(Reason.SECRET_KEY_MISSING)]}, "False", "SecretKeyMissing"),
+        ({**MISSING, "problems": [problem(Reason.SECRET_NOT_SHARED)]}, "False", "SecretNotShared"),
+        ({"problems": [problem(Reason.SECRET_NOT_FOUND)]}, "Unknown", "NotUsedYet"),  # the clients' Secret
+        ({"pods": [pod(report=said(token_accepted=True))]}, "True", "Accepted"),
+        ({"pods": [pod(report=said(token_denied=True)), pod(report=said(token_accepted=True))]}, "False", "Rejected"),
+        ({"pods": [pod(report=said(candidate_rejected=True, token_accepted=True))]}, "False", "CandidateRejected"),
+        ({}, "Unknown", "NotUsedYet"),
+        ({"pods": [pod(report=None)]}, "Unknown", "Unknown"),
+        ({"pods": []}, "Unknown", "Unknown"),
+    ],
+)
+def test_token_valid(facts: dict[str, Any], status: str, reason: str) -> None:
+    assert condition(observed(**facts), "TokenValid")[:2] == (status, reason)
+
+
+def test_a_refused_token_is_told_with_its_secret_and_its_pods() -> None:
+    pods = [pod(f"p-{number}", report=said(token_denied=True)) for number in range(5)]
+    _, _, message = condition(observed(pods=pods), "TokenValid")
+    assert message == (
+        "Tinybird refuses the token of the Secret tinybird (p-0, p-1, p-2 and 2 more): rows are kept."
+        " Put the right token there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "reason"),
+    [
+        ({}, "True", "Healthy"),
+        ({"pods": [pod(report=None)]}, "Unknown", "Unknown"),
+        ({"pods": [pod(out_of_memory=True)]}, "False", "OutOfMemory"),
+        ({"pods": [pod(report=said(stuck_rows=5, stuck=["clicks: down"]))]}, "False", "NotDelivering"),
+        ({"pods": [pod(), pod(report=said(utilisation=0.79))]}, "True", "Healthy"),
+        ({"pods": [pod(), pod(report=said(utilisation=0.8))]}, "False", "Filling"),
+        ({"pods": [pod(), pod(report=said(utilisation=1.0))]}, "False", "Full"),
+    ],
+)
+def test_buffer_healthy(facts: dict[str, Any], status: str, reason: str) -> None:
+    assert condition(observed(**facts), "BufferHealthy")[:2] == (status, reason)
+
+
+def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
+    pods = [pod(), pod(report=said(stuck_rows=12_345, stuck=["clicks: It is down."]))]
+    _, _, message = condition(observed(pods=pods), "BufferHealthy")
+    assert message == "12,000 rows wait and are not delivered. clicks: It is down."
+
+
+def test_a_condition_keeps_the_time_of_its_last_transition_while_only_reason_or_message_change() -> None:
+    old = {"conditions": [{"type": "Ready", "status": "False", "reason": "X", "lastTransitionTime": BEFORE}]}
+    times = {each["type"]: each["lastTransitionTime"] for each in status(observed(wanted_replicas=2), old)["conditions"]}
+    assert times == {**dict.fromkeys(times, NOW), "Ready": BEFORE}
+    assert status(observed(), old)["conditions"][0]["lastTransitionTime"] == NOW
+
+
+def test_every_condition_has_the_generation_and_a_message_that_fits() -> None:
+    found = status(observed(problems=[problem(Reason.APPLY_REFUSED, "long " * 1000)]), generation=7)
+    assert found["observedGeneration"] == 7
+    assert {each["observedGeneration"] for each in found["conditions"]} == {7}
+    assert max(len(each["message"]) for each in found["conditions"]) == MESSAGE_MAX_CHARS
+    assert [each["type"] for each in found["conditions"]] == [
+        "Ready",
+        "Progressing",
+        "Degraded",
+        "TokenValid",
+        "BufferHealthy",
+    ]
+
+
+def test_the_buffer_is_the_sum_of_the_pods_and_the_age_of_the_oldest_row() -> None:
+    pods = [
+        pod(report=said(rows=1_234, size_bytes=10, oldest_age_s=3.0)),
+        pod(report=said(rows=1, size_bytes=5, oldest_age_s=61.7)),
+        pod(report=None, ready=False),
+    ]
+    found = status(observed(pods=pods))
+    assert found["buffer"] == {"rows": 1200, "size": "15", "oldestRowAgeSeconds": 62}
+    assert (found["replicas"], found["readyReplicas"]) == (3, 2)
+    assert found["token"] == {"expectedHash": "aa", "podsCurrent": 2, "podsTotal": 3, "podsUnknown": 1}
+    assert found["selector"].endswith(",!tinybird-proxy.io/draining")
+
+
+def test_there_is_no_token_where_the_secret_cannot_be_read_or_is_not_used() -> None:
+    assert "token" not in status(observed(expected_token_hash=None))
+    assert "token" not in status(observed(uses_own_token=False))
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [(0, 0), (-1, 0), (0.4, 0), (0.6, 1), (9, 9), (99, 99), (99.6, 100), (123, 120), (999, 1000), (1_234_567, 1_200_000)],
+)
+def test_two_digits(value: float, rounded: int) -> None:
+    assert two_digits(value) == rounded
+
+
+def test_a_figure_or_a_sentence_is_no_difference_but_a_condition_is() -> None:
+    first = status(observed())
+    more = status(observed(pods=[pod(report=said(rows=9))]))
+    assert not differs(more, first)
+    assert more != first
+    worded = {**first, "conditions": [{**each, "message": "other"} for each in first["conditions"]]}
+    assert not differs(worded, first)
+    assert differs(status(observed(wanted_replicas=2)), first)
+    assert differs({**first, "replicas": 3}, first)
+    assert differs(first, {})
