@@ -185,8 +185,7 @@ async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSet
         )
     finally:
         noting.cancel()
-    if not stop.is_set():
-        raise RuntimeError("the watches have ended")
+    stop.set()  # kopf takes SIGTERM and SIGINT for itself, and ends with them
 
 
 if __name__ == "__main__":

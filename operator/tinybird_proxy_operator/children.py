@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tinybird_proxy_operator.errors import Conflict, NotFound
+from tinybird_proxy_operator.errors import Conflict, Invalid, NotFound
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.names import CONTAINER, GROUP, child_labels
 from tinybird_proxy_operator.spec import Proxy
@@ -85,7 +85,11 @@ async def put(kube: Kube, proxy: Proxy, manifest: Object, applied: dict[str, str
     except Conflict:
         said = ""  # a controller was faster with its status, for instance: once more next time
     if not created:
-        await kube.apply(manifest, uid=uid)
+        try:
+            await kube.apply(manifest, uid=uid)
+        except Invalid:
+            await kube.overwrite(manifest, uid=uid)
+            said = ""  # its fields are owned by an update now: once more next time
     applied[manifest["kind"]] = said
 
 

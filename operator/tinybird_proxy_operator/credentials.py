@@ -70,6 +70,6 @@ async def ensure_generated(kube: Kube, desired: Desired, make_token: Callable[[]
 
 def _value(secret: Mapping[str, Any], key: str) -> str:
     try:
-        return base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).decode()
+        return base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).decode().strip()
     except (binascii.Error, UnicodeDecodeError):
         return ""

@@ -116,6 +116,17 @@ class Kube:
         path = RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
         return await self._apply(path, body)
 
+    async def overwrite(self, manifest: Object, *, uid: str) -> Object:
+        """Replace the fields of the object with ``uid`` that are in ``manifest``, lists as a whole.
+
+        To server-side apply the changed entry of a list, such as a Service's port, is another entry beside ours.
+        """
+        metadata = {"uid": uid, "labels": manifest["metadata"].get("labels", {})}
+        body = {**manifest, "metadata": metadata}
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
+
     async def apply_status(self, namespace: str, name: str, uid: str, status: Object) -> Object:
         """Write the status of a TinybirdProxy."""
         metadata = {"name": name, "namespace": namespace, "uid": uid}

@@ -39,6 +39,10 @@ from tinybird_proxy_operator.status import differs, make_status
 SOON_S = 2.0
 FIGURES_S = 10.0
 _PODS_ASKED_AT_ONCE = 10
+_POD_MONITORS_OFF = (
+    "spec.monitoring.podMonitor: the operator has no right to make PodMonitors. Set it to Disabled, or ask whoever runs"
+    " the operator to set its chart's rbac.podMonitors to true."
+)
 _NO_POD_MONITORS = (
     "spec.monitoring.podMonitor: the cluster has no PodMonitors. Install prometheus-operator, or set it to Disabled."
 )
@@ -149,12 +153,15 @@ class Reconciler:
                 await self._put(proxy, with_template_hash(manifest), applied)
             elif live is not None and live["spec"].get("replicas") != desired.replicas:
                 await self.kube.set_replicas(proxy.namespace, proxy.name, desired.replicas, uid=live["metadata"]["uid"])
-        gone = await prune(self.kube, proxy, wanted, [kind for _, kind in manifests.KINDS])
+        kinds = [kind for _, kind in manifests.KINDS if kind != "PodMonitor" or self.settings.pod_monitors]
+        gone = await prune(self.kube, proxy, wanted, kinds)
         for what in gone:
             await self.events.tell(proxy, Reason.UP_TO_DATE, f"Deleted: {what}.", warning=False, about=what)
         return held
 
     async def _put(self, proxy: Proxy, manifest: Object, applied: dict[str, str]) -> None:
+        if manifest["kind"] == "PodMonitor" and not self.settings.pod_monitors:
+            raise Invalid(_POD_MONITORS_OFF)
         try:
             await put(self.kube, proxy, manifest, applied)
         except NotFound as error:

@@ -25,7 +25,8 @@ _T = TypeVar("_T")
 class OperatorSettings:
     """What whoever installs the operator sets.
 
-    ``watch_namespaces`` empty: all. ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
+    ``watch_namespaces`` empty: all. ``pod_monitors``: whether the operator has the right to make any.
+    ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
     """
 
     proxy_image: str
@@ -43,6 +44,7 @@ class OperatorSettings:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "json", "console"]
     upgrade_max_concurrent: int
+    pod_monitors: bool = False
 
 
 def from_env(env: Mapping[str, str]) -> OperatorSettings:
@@ -70,6 +72,7 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         log_level=read.one("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         log_format=read.one("LOG_FORMAT", _choice("auto", "json", "console"), "auto"),
         upgrade_max_concurrent=read.one("UPGRADE_MAX_CONCURRENT", _integer(1, 1000), "1"),
+        pod_monitors=read.one("POD_MONITORS", _choice("true", "false"), "false") == "true",
     )
     if read.problems:
         raise SettingsError(read.problems)

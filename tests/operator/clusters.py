@@ -23,7 +23,8 @@ from tinybird_proxy_operator.names import API_VERSION, KIND, USE_LABEL, selector
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.reconcile import Reconciler
-from tinybird_proxy_operator.testing.fake_api import FakeApi, Object, running_api
+from tinybird_proxy_operator.testing.fake_api import FakeApi, running_api
+from tinybird_proxy_operator.testing.field_owners import Object
 
 IPS: Final = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -134,13 +135,15 @@ class Cluster:
         )
 
     def resource(self, spec: Mapping[str, Any] | None = None, *, name: str = "events", **metadata: Any) -> Object:
-        """Write a TinybirdProxy as its author does: the operator's status stays, and so do the annotations not given."""
+        """Write a TinybirdProxy as its author does: status and annotations that are not given stay."""
         old = self.api.get(KIND, name) if name in self.api.names(KIND) else {"metadata": {}}
         kept = {key: value for key, value in old["metadata"].items() if key in ("uid", "annotations", "managedFields")}
         body = {**old, "apiVersion": API_VERSION, "kind": KIND, "spec": dict({"replicas": 2} if spec is None else spec)}
         return self.api.put({**body, "metadata": {"name": name, "namespace": "shop", **kept, **metadata}})
 
-    def secret(self, name: str = "tinybird", *, value: str = "dG9rZW4=", key: str = "token", shared: bool = True) -> None:
+    def secret(
+        self, name: str = "tinybird", *, value: str = "dG9rZW4=", key: str = "token", shared: bool = True
+    ) -> None:
         """Write a user's Secret."""
         labels = {USE_LABEL: "token"} if shared else {}
         metadata = {"name": name, "namespace": "shop", "labels": labels}

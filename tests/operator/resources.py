@@ -12,6 +12,7 @@ UID: Final = "6f0b0a2e-6b1c-4d38-9a0b-0d7f3ad1c001"
 IMAGE: Final = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.3"
 OPERATOR_ENV: Final = {
     "POD_NAMESPACE": "tinybird-system",
+    "POD_MONITORS": "true",
     "OPERATOR_POD_LABELS": "app.kubernetes.io/name=tinybird-proxy-operator",
     "PROXY_IMAGE": IMAGE,
     "ALLOWED_COLLECTORS": "collector.observability.svc",

@@ -11,7 +11,8 @@ from tinybird_proxy_operator import kube as kube_module
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
 from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kubernetes_connection
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
-from tinybird_proxy_operator.testing.fake_api import KINDS, POD_MONITOR, FakeApi
+from tinybird_proxy_operator.testing.fake_api import FakeApi
+from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR
 
 
 def service(name: str = "events", **metadata: Any) -> dict[str, Any]:
@@ -143,7 +144,10 @@ def test_fields_of_others_and_of_the_status_stay_theirs() -> None:
     others = [entry("kubectl", "Update"), entry(FIELD_MANAGER, "Update", subresource="status")]
     assert applied_entries([*others, entry(FIELD_MANAGER, "Apply")]) is None
     found = applied_entries([entry(FIELD_MANAGER, "Update"), *others, entry(FIELD_MANAGER, "Apply")])
-    assert found == [*others, {**entry(FIELD_MANAGER, "Apply"), "fieldsV1": {"f:spec": {"f:Update": {}, "f:Apply": {}}}}]
+    assert found == [
+        *others,
+        {**entry(FIELD_MANAGER, "Apply"), "fieldsV1": {"f:spec": {"f:Update": {}, "f:Apply": {}}}},
+    ]
 
 
 async def test_a_status_is_written_without_the_rest(api: FakeApi, kube: Kube) -> None:

@@ -66,9 +66,8 @@ def test_what_is_no_report_is_an_error(body: Any) -> None:
         read(body)
 
 
-def workload(generation: int = 2, conditions: list[dict[str, str]] | None = None, **status: int) -> Any:
-    counts = {"observedGeneration": 2, **status}
-    return read_workload({"metadata": {"generation": generation}, "status": {**counts, "conditions": conditions or []}})
+def workload(generation: int = 2, **status: Any) -> Any:
+    return read_workload({"metadata": {"generation": generation}, "status": {"observedGeneration": 2, **status}})
 
 
 def test_a_deployment_is_settled_when_all_its_pods_are_new_and_available() -> None:

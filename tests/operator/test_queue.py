@@ -32,9 +32,9 @@ async def working(
 
 
 class Diary:
-    """Notes when which key was worked on; each takes ``takes_s``; ``answers`` are given in order, an error is raised."""
+    """Notes when which key was worked on, ``takes_s`` each; ``answers`` are given in order, errors raised."""
 
-    def __init__(self, *answers: float | None | Exception, takes_s: float = 0.0) -> None:
+    def __init__(self, *answers: float | Exception | None, takes_s: float = 0.0) -> None:
         self.notes: list[tuple[float, Key]] = []
         self.at_once: dict[Key, int] = {}
         self.most_at_once = 0

@@ -181,7 +181,9 @@ def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
 
 def test_a_condition_keeps_the_time_of_its_last_transition_while_only_reason_or_message_change() -> None:
     old = {"conditions": [{"type": "Ready", "status": "False", "reason": "X", "lastTransitionTime": BEFORE}]}
-    times = {each["type"]: each["lastTransitionTime"] for each in status(observed(wanted_replicas=2), old)["conditions"]}
+    times = {
+        each["type"]: each["lastTransitionTime"] for each in status(observed(wanted_replicas=2), old)["conditions"]
+    }
     assert times == {**dict.fromkeys(times, NOW), "Ready": BEFORE}
     assert status(observed(), old)["conditions"][0]["lastTransitionTime"] == NOW
 
@@ -220,7 +222,18 @@ def test_there_is_no_token_where_the_secret_cannot_be_read_or_is_not_used() -> N
 
 @pytest.mark.parametrize(
     ("value", "rounded"),
-    [(0, 0), (-1, 0), (0.4, 0), (0.6, 1), (9, 9), (99, 99), (99.6, 100), (123, 120), (999, 1000), (1_234_567, 1_200_000)],
+    [
+        (0, 0),
+        (-1, 0),
+        (0.4, 0),
+        (0.6, 1),
+        (9, 9),
+        (99, 99),
+        (99.6, 100),
+        (123, 120),
+        (999, 1000),
+        (1_234_567, 1_200_000),
+    ],
 )
 def test_two_digits(value: float, rounded: int) -> None:
     assert two_digits(value) == rounded

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -34,34 +34,12 @@ from tinybird_proxy_operator.testing.field_owners import (
     paths_of,
     value_at,
 )
+from tinybird_proxy_operator.testing.served import KINDS, Served, selector
 
 _Id = tuple[str, str, str]  # kind, namespace, name
 _NOW: Final = "2026-01-01T00:00:00Z"
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    api_version: str
-    plural: str
-    has_status: bool = False
-    has_scale: bool = False
-    has_generation: bool = True
-
-
-KINDS: Final = {
-    "TinybirdProxy": _Kind("tinybird-proxy.io/v1alpha1", "tinybirdproxies", has_status=True, has_scale=True),
-    "ServiceAccount": _Kind("v1", "serviceaccounts", has_generation=False),
-    "Secret": _Kind("v1", "secrets", has_generation=False),
-    "Service": _Kind("v1", "services", has_status=True, has_generation=False),
-    "Pod": _Kind("v1", "pods", has_status=True),
-    "Event": _Kind("v1", "events", has_generation=False),
-    "Deployment": _Kind("apps/v1", "deployments", has_status=True),
-    "ReplicaSet": _Kind("apps/v1", "replicasets", has_status=True),
-    "PodDisruptionBudget": _Kind("policy/v1", "poddisruptionbudgets", has_status=True),
-    "NetworkPolicy": _Kind("networking.k8s.io/v1", "networkpolicies"),
-    "Ingress": _Kind("networking.k8s.io/v1", "ingresses", has_status=True),
-}
-POD_MONITOR: Final = _Kind("monitoring.coreos.com/v1", "podmonitors")
 _PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))(?:/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
@@ -103,7 +81,7 @@ class FakeApi:
 
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
-    kinds: dict[str, _Kind] = field(default_factory=lambda: dict(KINDS))
+    kinds: dict[str, Served] = field(default_factory=lambda: dict(KINDS))
     _objects: dict[_Id, Object] = field(default_factory=dict)
     _version: int = 0
     _pages: dict[str, list[Object]] = field(default_factory=dict)
@@ -257,7 +235,10 @@ class FakeApi:
                 raise _Refused(410, "The provided continue parameter is too old")
             found = self._pages.pop(token)
         else:
-            matches = _selector(query.get("labelSelector", ""))
+            try:
+                matches = selector(query.get("labelSelector", ""))
+            except ValueError as error:
+                raise _Refused(501, str(error)) from error
             found = [
                 {name: value for name, value in copy.deepcopy(each).items() if name not in ("kind", "apiVersion")}
                 for key, each in sorted(self._objects.items())
@@ -398,25 +379,6 @@ def _scale_of(found: Object, *, reading: bool) -> Object:
     metadata = {name: found["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
     replicas = {"replicas": spec["replicas"]} if "replicas" in spec else {}
     return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": replicas}
-
-
-def _selector(text: str) -> Any:
-    terms = [term.strip() for term in text.split(",") if term.strip()]
-    if any(not re.fullmatch(r"!?[\w./-]+|[\w./-]+={1,2}[\w.-]*", term) for term in terms):
-        raise _Refused(501, f"the fake has no selector {text!r}")
-
-    def matches(labels: dict[str, str]) -> bool:
-        for term in terms:
-            key, equals, value = term.partition("=")
-            if (
-                (labels.get(key) != value.lstrip("="))
-                if equals
-                else ((key.lstrip("!") in labels) == key.startswith("!"))
-            ):
-                return False
-        return True
-
-    return matches
 
 
 @asynccontextmanager

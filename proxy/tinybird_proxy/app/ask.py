@@ -36,7 +36,8 @@ async def ask_upstream(config: Config, own_token: OwnToken | None) -> tuple[bool
     if reply.status in (401, 403):
         if own_token is None:
             return True, f"{where} answers like Tinybird; clients bring their own tokens."
-        return False, f"{where} answers, but refuses the token of TINYBIRD_TOKEN ({reply.status}: {said})."
+        variable = "TINYBIRD_TOKEN" if config.tinybird_token_file is None else "TINYBIRD_TOKEN_FILE"
+        return False, f"{where} answers, but refuses the token of {variable} ({reply.status}: {said})."
     if reply.status in (200, 202, 400, 404, 413, 422):
         return True, f"{where} answers and accepts the token ({reply.status})."
     if reply.status in (429, 503):

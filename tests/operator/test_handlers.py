@@ -1,0 +1,152 @@
+"""kopf's part: what is watched, and which resources an event is about."""
+
+from typing import Any
+
+import kopf
+import pytest
+
+from tinybird_proxy_operator.handlers import CHILDREN, Watches, register
+from tinybird_proxy_operator.names import (
+    FIELD_MANAGER,
+    GROUP,
+    MANAGED_BY_LABEL,
+    PLURAL,
+    PROXY_LABEL,
+    USE_LABEL,
+    VERSION,
+)
+from tinybird_proxy_operator.queue import Key
+
+
+class Heard:
+    """What the watches called."""
+
+    def __init__(self) -> None:
+        self.changed: list[Key] = []
+        self.alive = 0
+        self.watches = Watches(changed=self.changed.append, alive=self.note)
+
+    def note(self) -> None:
+        self.alive += 1
+
+
+def resource(name: str, *, secret: str | None = None, clients: str | None = None, namespace: str = "shop") -> Any:
+    spec: dict[str, Any] = {}
+    if secret is not None:
+        spec["tinybird"] = {"tokenSecretRef": {"name": secret}}
+    if clients is not None:
+        spec["clients"] = {"tokenSecretRef": {"name": clients}}
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
+def child(**labels: str) -> Any:
+    return {"metadata": {"name": "x", "namespace": "shop", "labels": labels}}
+
+
+def test_a_resource_is_reconciled_when_it_changes_and_when_it_goes() -> None:
+    heard = Heard()
+    heard.watches.resource(resource("a"), False)
+    assert heard.watches.known() == [Key("shop", "a")]
+    heard.watches.resource(resource("a"), True)
+    assert heard.changed == [Key("shop", "a")] * 2
+    assert heard.watches.known() == []
+    heard.watches.resource(resource("a"), True)
+    assert heard.alive == 3
+
+
+def test_a_child_or_a_pod_is_about_the_resource_that_it_carries() -> None:
+    heard = Heard()
+    heard.watches.child(child(**{PROXY_LABEL: "events"}))
+    heard.watches.child(child())
+    heard.watches.child({"metadata": {"name": "x", "namespace": "shop", "labels": None}})
+    assert heard.changed == [Key("shop", "events")]
+    assert heard.alive == 3
+
+
+def test_a_secret_is_about_the_resources_of_its_namespace_that_name_it() -> None:
+    heard = Heard()
+    for body in (
+        resource("a", secret="tinybird"),
+        resource("b", secret="tinybird", clients="apps"),
+        resource("c", secret="other"),
+        resource("d", secret="tinybird", namespace="else"),
+    ):
+        heard.watches.resource(body, False)
+    heard.changed.clear()
+    heard.watches.secret({"metadata": {"name": "tinybird", "namespace": "shop"}})
+    assert heard.changed == [Key("shop", "a"), Key("shop", "b")]
+    heard.changed.clear()
+    heard.watches.secret({"metadata": {"name": "apps", "namespace": "shop"}})
+    assert heard.changed == [Key("shop", "b")]
+
+
+def test_a_resource_that_names_another_secret_or_is_gone_no_longer_follows_the_old_one() -> None:
+    heard = Heard()
+    heard.watches.resource(resource("a", secret="tinybird"), False)
+    heard.watches.resource(resource("a", secret="new"), False)
+    heard.watches.resource(resource("b", secret="tinybird"), False)
+    heard.watches.resource(resource("b", secret="tinybird"), True)
+    heard.changed.clear()
+    heard.watches.secret({"metadata": {"name": "tinybird", "namespace": "shop"}})
+    assert heard.changed == []
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 7, {"tinybird": None}, {"tinybird": 7}, {"tinybird": {"tokenSecretRef": 7}}, {"clients": []}]
+)
+def test_no_body_makes_a_handler_raise(spec: Any) -> None:
+    heard = Heard()
+    heard.watches.resource({"metadata": {"name": "a", "namespace": "shop"}, "spec": spec}, False)
+    assert heard.changed == [Key("shop", "a")]
+
+
+def registered() -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    register(registry, Heard().watches)
+    return registry
+
+
+def test_kopf_watches_the_resource_its_children_their_pods_and_shared_secrets_and_nothing_else() -> None:
+    found = {
+        (handler.selector.group, handler.selector.version, handler.selector.any_name, handler.id): dict(
+            handler.labels or {}
+        )
+        for handler in registered()._watching.get_all_handlers()
+        if handler.selector is not None
+    }
+    ours = {MANAGED_BY_LABEL: FIELD_MANAGER}
+    assert found == {
+        (GROUP, VERSION, PLURAL, "register.<locals>.on_resource"): {},
+        **{
+            (group, version, plural, f"child-{plural}"): {PROXY_LABEL: kopf.PRESENT} if plural == "pods" else ours
+            for group, version, plural in CHILDREN
+        },
+        ("", "v1", "secrets", "shared"): {USE_LABEL: kopf.PRESENT},
+        ("", "v1", "secrets", "made"): ours,
+    }
+
+
+def test_kopf_keeps_no_state_and_no_finalizer_for_it_only_watches() -> None:
+    registry = registered()
+    assert not registry._changing.get_all_handlers()
+    assert not registry._spawning.get_all_handlers()
+    assert not registry._indexing.get_all_handlers()
+
+
+def test_kopf_logs_in_as_the_pods_service_account_or_as_a_kubeconfig_says() -> None:
+    assert [handler.id for handler in registered()._activities.get_all_handlers()] == [
+        "login_with_service_account",
+        "login_with_kubeconfig",
+    ]
+
+
+def test_what_kopf_calls_answers_nothing_and_tells_the_watches() -> None:
+    registry, heard = kopf.OperatorRegistry(), Heard()
+    register(registry, heard.watches)
+    bodies = {"secrets": resource("tinybird"), PLURAL: resource("events", secret="tinybird")}
+    for handler in registry._watching.get_all_handlers():
+        plural = "" if handler.selector is None else str(handler.selector.any_name)
+        body = bodies.get(plural, child(**{PROXY_LABEL: "events"}))
+        call: Any = handler.fn
+        assert call(body=body, type="MODIFIED", labels={}) is None
+    assert set(heard.changed) == {Key("shop", "events")}
