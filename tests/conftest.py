@@ -57,3 +57,8 @@ class SkipsFail:
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
         config.pluginmanager.register(SkipsFail(), "skips-fail")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Packed bytes hold the time at which they were made, and all processes must give a test the same name."""
+    return "gzipped" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
