@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +120,32 @@ async def test_upstream_is_bad_when_nobody_listens() -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"\n{url}: ")
     assert "no connection to 127.0.0.1" in ended.stderr
+
+
+_SLOW_IMPORT = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tinybird_proxy.app":
+            print("importing", flush=True)
+            time.sleep(20)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_a_signal_that_comes_while_it_starts_ends_it_with_status_0(tmp_path: Path) -> None:
+    """As a container's first process it would not notice a signal without a handler, and be killed a minute later."""
+    (tmp_path / "sitecustomize.py").write_text(_SLOW_IMPORT)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "TINYBIRD_TOKEN": "p.token"}
+    process = subprocess.Popen([*_COMMAND, "run"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.terminate()
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, said) == (0, "")

@@ -1,0 +1,37 @@
+"""A namespace with a Tinybird for each test; it stays if the test fails, for whoever looks at the logs."""
+
+import uuid
+from collections.abc import Generator, Iterator
+
+import pytest
+from tests.e2e.kubectl import HERE, Namespace, run
+
+LABEL = "tinybird-proxy.io/e2e=test"
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: changes what all tests share, so it runs when the others have ended")
+    config.addinivalue_line("markers", "control_plane: needs the cluster of tests/cluster, not just any")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """Empty but for Tinybird."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    run("kubectl", "create", "namespace", name)
+    run("kubectl", "label", "namespace", name, LABEL)
+    run("kubectl", "annotate", "namespace", name, f"tinybird-proxy.io/test={request.node.name}")
+    made = Namespace(name)
+    made.kubectl("apply", "--filename", HERE / "tinybird.yaml")
+    made.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/tinybird")
+    yield made
+    if not request.node.stash.get(_failed, False):
+        run("kubectl", "delete", "namespace", name, "--wait=false")

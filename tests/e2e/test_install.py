@@ -1,0 +1,101 @@
+"""What the README promises: install, apply an example, post, and the rows are in Tinybird."""
+
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from tests.e2e.kubectl import HERE, OPERATOR_CHART, TINYBIRD_TOKEN, Namespace, documents, until
+
+EXAMPLES: Final = sorted((OPERATOR_CHART / "examples").glob("*.yaml"))
+RESOURCES: Final = yaml.safe_load((HERE / "bad_resources.yaml").read_text())
+COLLECTOR: Final = """
+from tinybird_proxy.testing.otlp_receiver import OtlpReceiver
+
+class Receiver(OtlpReceiver):
+    def server_bind(self):
+        self.server_address = ("0.0.0.0", 4318)
+        super().server_bind()
+
+with Receiver(4318) as server:
+    server.serve_forever()
+"""
+
+
+def _here(example: Path, namespace: Namespace) -> list[dict[str, Any]]:
+    """An example with the addresses and the token of this namespace."""
+    objects = documents(example)
+    for each in objects:
+        if each["kind"] == "TinybirdProxy":
+            each["spec"].setdefault("tinybird", {})["url"] = namespace.tinybird_url
+        elif "p.YOUR-TOKEN" in each["stringData"].values():
+            each["stringData"]["token"] = TINYBIRD_TOKEN
+    return objects
+
+
+def _collector(namespace: Namespace) -> list[dict[str, Any]]:
+    pod = namespace.get("pod", "tinybird")["spec"]["containers"][0]
+    container = {"name": "collector", "image": pod["image"], "imagePullPolicy": "IfNotPresent"}
+    container |= {"command": ["python", "-c", COLLECTOR], "ports": [{"containerPort": 4318}]}
+    container |= {"readinessProbe": {"tcpSocket": {"port": 4318}, "periodSeconds": 1}}
+    metadata = {"name": "collector", "labels": {"app": "collector"}}
+    spec = {"terminationGracePeriodSeconds": 1, "containers": [container]}
+    service = {"selector": {"app": "collector"}, "ports": [{"port": 4318}]}
+    return [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec},
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+    ]
+
+
+def test_the_example_delivers_what_is_posted_through_its_service_and_its_traces_reach_a_collector(
+    namespace: Namespace,
+) -> None:
+    secret, proxy = _here(OPERATOR_CHART / "examples" / "minimal.yaml", namespace)
+    collector = f"http://collector.{namespace.name}.svc:4318"
+    proxy["spec"]["telemetry"] = {"otlpEndpoint": collector}
+    namespace.apply(*_collector(namespace), secret, proxy)
+    namespace.wait_ready()
+    namespace.kubectl("wait", "--for=condition=Ready", "--timeout=30s", "pod/collector")
+    namespace.post("one", "two", "three")
+    namespace.until_arrived("one", "two", "three")
+    assert namespace.rows() == ["one", "three", "two"]
+    namespace.until_condition("TokenValid", "True", "Accepted")
+    spans = until("spans at the collector", lambda: namespace.client("get", f"{collector}/spans"))
+    assert {span["resource"]["service.name"] for span in spans} == {"tinybird-proxy"}
+    assert any(span["kind"] == "CLIENT" for span in spans), [span["name"] for span in spans]
+
+
+def test_a_client_without_the_token_is_refused(namespace: Namespace) -> None:
+    namespace.apply(*_here(OPERATOR_CHART / "examples" / "minimal.yaml", namespace))
+    namespace.wait_ready()
+    assert namespace.client("post", namespace.service_url(), "wrong", "x") == [403]
+    assert namespace.rows() == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_taken_as_it_is_printed(namespace: Namespace, example: Path) -> None:
+    namespace.kubectl("apply", "--filename", example, "--dry-run=server")
+
+
+def test_what_cannot_be_is_refused_with_a_sentence_and_what_can_be_is_taken(namespace: Namespace) -> None:
+    wrong = []
+    for case in RESOURCES["good"] + RESOURCES["bad"]:
+        body = {"apiVersion": "tinybird-proxy.io/v1alpha1", "kind": "TinybirdProxy", **case["resource"]}
+        body["metadata"] = {"name": "events", **body.get("metadata", {})}
+        done = subprocess.run(
+            ["kubectl", "--namespace", namespace.name, "create", "--dry-run=server", "--validate=strict", "-f", "-"],
+            input=yaml.safe_dump(body),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        message = case.get("message")
+        if message is None and done.returncode != 0:
+            wrong.append(f"{case['name']}: refused: {done.stderr.strip()}")
+        elif message is not None and done.returncode == 0:
+            wrong.append(f"{case['name']}: taken, and should be refused with: {message}")
+        elif message is not None and message not in done.stderr:
+            wrong.append(f"{case['name']}: refused with {done.stderr.strip()!r} instead of {message!r}")
+    assert not wrong, "\n".join(wrong)
