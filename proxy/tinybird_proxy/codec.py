@@ -22,6 +22,7 @@ _BROKEN_DATA: Final = cast("tuple[type[Exception], ...]", (igzip_lib.error, zstd
 # Each member costs a fresh decoder: a body of nothing but empty members must not keep us busy.
 _MAX_MEMBERS: Final = 1000
 _SHOWN_CHARS: Final = 40
+_HEAD_BYTES: Final = 4  # of a member: enough to tell what it is
 _ONLY_ZEROS: Final = re.compile(rb"\0*+\Z")
 _ALIASES: Final = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "zstd": "zstd"}
 
@@ -87,9 +88,9 @@ def inflate(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
 
     Raises ``BodyRefused``: 413 beyond ``max_bytes``, 400 where the data is broken or incomplete.
     """
-    decoder = _decoder(body[:2], encoding)
     total, position, members = 0, 0, 1
     try:
+        decoder = _decoder(body[:_HEAD_BYTES], encoding)
         while True:
             if decoder.eof:
                 position -= len(decoder.unused_data)
@@ -98,7 +99,7 @@ def inflate(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
                 members += 1
                 if members > _MAX_MEMBERS:
                     raise BodyRefused(400, f"the body has more than {_MAX_MEMBERS} {encoding} members")
-                decoder = _decoder(body[position : position + 2], encoding)
+                decoder = _decoder(body[position : position + _HEAD_BYTES], encoding)
             data = b""
             if decoder.needs_input:
                 if position >= len(body):
@@ -120,7 +121,11 @@ def _decoder(head: bytes, encoding: str) -> Any:
     if encoding == "zstd":
         return zstd.ZstdDecompressor()
     if encoding == "gzip":
+        if len(head) == _HEAD_BYTES and head[3] & 0xE0:
+            # RFC 1952: flags that nobody has defined must be refused, for what follows may mean something else. isal
+            # reads on.
+            raise EOFError
         return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     # RFC 9110 means zlib by deflate, but some clients send the bare stream: only a zlib header passes this sum.
-    is_zlib = len(head) == 2 and head[0] & 0x0F == 8 and (head[0] << 8 | head[1]) % 31 == 0
+    is_zlib = len(head) >= 2 and head[0] & 0x0F == 8 and (head[0] << 8 | head[1]) % 31 == 0
     return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB if is_zlib else igzip_lib.DECOMP_DEFLATE)

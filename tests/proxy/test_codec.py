@@ -346,3 +346,14 @@ def test_whatever_the_rows_are_they_come_out_as_they_went_in(
         cuts = [len(b"\n".join(lines[:count])) for count in range(1, len(lines))]
         middle = len(body) // 2
         assert abs(len(left) - middle) == min(abs(cut - middle) for cut in cuts)
+
+
+@pytest.mark.parametrize("flags", [0x20, 0x40, 0x80, 0xE4])
+def test_a_gzip_member_with_flags_that_nobody_has_defined_is_refused(flags: int) -> None:
+    member = bytearray(gzip.compress(b'{"n":1}', mtime=0))
+    good = bytes(member)
+    member[3] |= flags
+    for body in (bytes(member), good + bytes(member)):
+        with pytest.raises(BodyRefused) as refused:
+            b"".join(inflate(body, "gzip", 1000))
+        assert refused.value.status == 400
