@@ -238,6 +238,15 @@ async def test_an_old_connection_ends_with_the_same_answer_on_both_ways() -> Non
         assert fast.lane_answers == [0]
 
 
+@pytest.mark.parametrize("with_lane", [True, False])
+async def test_what_comes_behind_a_refused_body_does_not_take_away_the_answer(with_lane: bool) -> None:
+    stream = PLAIN["too large"]
+    async with running_port(with_lane=with_lane) as port:
+        heard = await exchange(port, [stream[:1], stream[1:100], stream[100:101], stream[101:], request() + CLOSE])
+        assert heard.count(b"HTTP/1.1 ") == 1
+        assert b" 413 " in heard
+
+
 async def test_a_draining_proxy_refuses_on_both_ways() -> None:
     async with running_port(with_lane=True) as fast, running_port(with_lane=False) as ordinary:
         for port in (fast, ordinary):

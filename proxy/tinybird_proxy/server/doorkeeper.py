@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.http import Connection
 from tinybird_proxy.server.responses import wire
-from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
 
 # Those that are turned away have this long to read why, and no more than so many at once are told.
 TOLD_S: Final = 1.0
@@ -47,7 +47,7 @@ class Doorkeeper:
         )
         self._idle: deque[tuple[float, RequestHandler]] = deque()
         self._look_again_at_s = float("-inf")
-        self._warn_again_at_s = float("-inf")
+        self._warnings = Sparingly(_WARN_INTERVAL_S)
         self._told: set[_TurnedAway] = set()
 
     def __call__(self) -> asyncio.BaseProtocol:
@@ -106,9 +106,7 @@ class Doorkeeper:
         return since
 
     def _warn(self) -> None:
-        now = self._now()
-        if now >= self._warn_again_at_s:
-            self._warn_again_at_s = now + _WARN_INTERVAL_S
+        if self._warnings.count(self._now()):
             _log.warning(
                 "no room for more connections: idle ones are ended, and where there are none new ones are refused",
                 extra=fields(

@@ -288,7 +288,9 @@ class Connection(Ending):
         super()._process_keepalive()
 
     async def linger(self) -> None:
-        """Send no more, and wait a little for the client to end as well; what it still sends is thrown away."""
+        """Read the rest of a body, send no more, and wait a little for the client to end; all that comes is dropped."""
+        if self._body is not None and not await _ends(self._body):
+            self.force_close()
         transport = self.transport
         if transport is None or transport.is_closing() or not transport.can_write_eof():
             return
@@ -350,6 +352,19 @@ class Connection(Ending):
         if isinstance(kwargs.get("exc_info"), BodyNotHttp):
             return  # the client has been told
         _log.warning("a connection broke", exc_info=kwargs.get("exc_info") or True)
+
+
+async def _ends(body: StreamReader) -> bool:
+    """Whether ``body`` ends in time; it is thrown away."""
+    try:
+        async with asyncio.timeout(UNREAD_S):
+            while not body.is_eof():
+                await body.readany()
+    except TimeoutError:
+        return False
+    except Exception:  # noqa: BLE001 - what is wrong with it does not matter any more
+        return True
+    return True
 
 
 def _head_size(message: RawRequestMessage) -> int:

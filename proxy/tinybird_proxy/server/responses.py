@@ -34,7 +34,7 @@ class Ending(RequestHandler):
         raise NotImplementedError
 
     async def linger(self) -> None:
-        """Send no more, and wait a little for the client to end as well."""
+        """Read what is left of a body, send no more, and wait a little for the client to end as well."""
         raise NotImplementedError
 
 
@@ -78,8 +78,22 @@ async def _make_room(writer: AbstractStreamWriter, protocol: RequestHandler) -> 
         raise ConnectionResetError("the client does not read its answers") from None
 
 
+class LastWholeResponse(WholeResponse):
+    """An answer that ends the connection although the client may still be sending: it ends gently."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write all of it."""
+        self._protocol = request.protocol
+        return await super().prepare(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Wait for the client to see it."""
+        if isinstance(self._protocol, Ending):
+            await self._protocol.linger()
+
+
 class LastResponse(web.Response):
-    """The answer to what is no request: the client may still be sending, so the connection ends gently."""
+    """The same for what is no request, or an old one."""
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the answer, and wait for the client to see it."""
@@ -98,8 +112,9 @@ def respond(answer: Answer, request: web.BaseRequest) -> web.StreamResponse:
     """An ``Answer`` as it goes over the wire."""
     keep_alive = request.keep_alive and not answer.close and not is_last(request)
     if request.version == HttpVersion11 and request.method != "HEAD":
-        return WholeResponse(wire(answer, keep_alive, int(time())), keep_alive=keep_alive)
-    response = whole(answer, web.Response)
+        kind = LastWholeResponse if answer.close else WholeResponse
+        return kind(wire(answer, keep_alive, int(time())), keep_alive=keep_alive)
+    response = whole(answer, LastResponse if answer.close else web.Response)
     if not keep_alive:
         response.force_close()
     return response
