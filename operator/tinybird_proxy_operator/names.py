@@ -25,7 +25,6 @@ APP: Final = "tinybird-proxy"
 CONTAINER: Final = "proxy"
 EVENTS_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
-SERVICE_PORT: Final = 80
 EVENTS_PORT_NAME: Final = "events"
 ADMIN_PORT_NAME: Final = "admin"
 TOKEN_DIR: Final = "/etc/tinybird-proxy/tinybird"  # noqa: S105 - a path

@@ -177,6 +177,12 @@ class FrozenBatch:
         self.piece_count += 1
         return f"{self.id}.{self.piece_count}"
 
+    def end_span(self, verdict: str) -> None:
+        """The flush span ends with ``verdict``, if there is one; a later attempt would begin another."""
+        if self.span is not None:
+            self.span.end(verdict=verdict, attempts=self.attempts)
+            self.span = None
+
     @property
     def item_count(self) -> int:
         """Items in the batch."""
@@ -208,17 +214,17 @@ class ItemBounds:
     """Where the items of a batch end, in rows: made once, so that each of many pieces is cut in no time."""
 
     def __init__(self, row_counts: Sequence[int]) -> None:
-        self._ends = array("L", accumulate(row_counts))
+        self.ends = array("L", accumulate(row_counts))
         self._row_counts = row_counts
 
     def row_counts(self, first: int, end: int) -> "array[int]":
         """Rows of each item, or part of one, between rows ``first`` and ``end``."""
-        low, high = bisect_right(self._ends, first), bisect_right(self._ends, end - 1)
+        low, high = bisect_right(self.ends, first), bisect_right(self.ends, end - 1)
         if low == high:
             return array("I", [end - first])
         counts = array("I", self._row_counts[low : high + 1])
-        counts[0] = self._ends[low] - first
-        counts[-1] = end - self._ends[high - 1]
+        counts[0] = self.ends[low] - first
+        counts[-1] = end - self.ends[high - 1]
         return counts
 
 

@@ -10,12 +10,12 @@ and none ever accepted, it is the request that is wrong and not a row. A parent 
 asked to its last row all the same.
 """
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from enum import Enum
-from itertools import accumulate
 from typing import NamedTuple
+
+from tinybird_proxy.batch import ItemBounds
 
 BUDGET = 400
 SMALL_ROWS = 8
@@ -51,8 +51,8 @@ class Bisection:
 
     def __init__(self, item_row_counts: Sequence[int], *, budget: int | None = BUDGET) -> None:
         """``item_row_counts``: rows of each item, in order. ``budget``: the most pieces to ask, None for no limit."""
-        self._bounds = array("L", accumulate(item_row_counts))
-        rows = self._bounds[-1]
+        self.bounds = ItemBounds(item_row_counts)
+        rows = self.bounds.ends[-1]
         self._budget = budget
         self._refusals_max = 2 * (rows - 1).bit_length()  # 2·⌈log2 rows⌉
         self._small = rows < SMALL_ROWS
@@ -149,6 +149,7 @@ class Bisection:
     def _cut(self, piece: Piece) -> int:
         """The bound between two items that is nearest to the middle, or the middle of a single item."""
         middle = (piece.first + piece.end) // 2
-        above = bisect_left(self._bounds, middle)
-        near = [b for b in self._bounds[max(0, above - 1) : above + 1] if piece.first < b < piece.end]
+        ends = self.bounds.ends
+        above = bisect_left(ends, middle)
+        near = [b for b in ends[max(0, above - 1) : above + 1] if piece.first < b < piece.end]
         return min(near, key=lambda bound: abs(bound - middle)) if near else middle

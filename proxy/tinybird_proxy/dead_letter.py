@@ -12,7 +12,7 @@ from itertools import chain
 
 from tinybird_proxy.batch import DestinationKey, Payload
 from tinybird_proxy.ledger import Ledger, LetterReason
-from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
 
 # What a letter takes besides its rows, roughly: it keeps a flood of tiny letters within the limit too.
 OVERHEAD_BYTES = 1000
@@ -119,8 +119,7 @@ class DeadLetters:
         self._letters: dict[str, DeadLetter] = {}
         self._strangers: dict[str, DeadLetter] = {}  # held ones whose token was never accepted
         self._held_rows: Counter[DestinationKey] = Counter()
-        self._evicted_untold = 0
-        self._evictions_told_at: float | None = None
+        self._evictions = Sparingly(_LOG_INTERVAL_S)
         self.held_bytes = 0
 
     @property
@@ -193,16 +192,11 @@ class DeadLetters:
                 self._unhold(letter)
                 letter.ledger.letters_lost_at_exit += letter.row_count
         self._letters.clear()
-        if self._evicted_untold:
-            self._tell_evictions(self._now())
+        self._log_evictions(self._evictions.rest(self._now()))
 
     def tell(self) -> None:
         """Log evictions that were not told of yet, if it is time."""
-        now = self._now()
-        if self._evicted_untold and (
-            self._evictions_told_at is None or now - self._evictions_told_at >= _LOG_INTERVAL_S
-        ):
-            self._tell_evictions(now)
+        self._log_evictions(self._evictions.count(self._now(), 0))
 
     def _hold(self, letter: DeadLetter) -> None:
         self._held_rows[letter.key] += letter.row_count
@@ -222,12 +216,13 @@ class DeadLetters:
         if self.held_bytes <= self._max_bytes:
             return
         never_fits = newest.size_bytes > self._max_bytes
+        evicted = 0
         for letter in [newest] if never_fits else self._oldest(self.held_bytes - self._max_bytes):
             del self._letters[letter.id]
             self._unhold(letter)
             letter.ledger.letters_evicted += letter.row_count
-            self._evicted_untold += letter.row_count
-        self.tell()
+            evicted += letter.row_count
+        self._log_evictions(self._evictions.count(self._now(), evicted))
 
     def _oldest(self, size_bytes: int) -> list[DeadLetter]:
         """The oldest held letters that take ``size_bytes`` together, or a little more; strangers' before all others.
@@ -244,12 +239,12 @@ class DeadLetters:
                 size_bytes -= letter.size_bytes
         return found
 
-    def _tell_evictions(self, now: float) -> None:
-        _log.error(
-            "dead letters were lost: they take more room than DEAD_LETTER_BYTES; export or delete some in time",
-            extra=fields(rows=self._evicted_untold, max_bytes=self._max_bytes),
-        )
-        self._evictions_told_at, self._evicted_untold = now, 0
+    def _log_evictions(self, row_count: int) -> None:
+        if row_count:
+            _log.error(
+                "dead letters were lost: they take more room than DEAD_LETTER_BYTES; export or delete some in time",
+                extra=fields(rows=row_count, max_bytes=self._max_bytes),
+            )
 
 
 def choose(

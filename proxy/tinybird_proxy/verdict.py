@@ -65,15 +65,25 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """400 or 413: nothing was ingested, and these rows will never go in like this: ask for them in parts.
-
-    ``too_large``: it is the size that is refused (413), so halves may go in; else (400) a row or the request is bad.
-    """
+class _Refusal:
+    """A refusal with Tinybird's ``message``, which may be empty, and our ``reason``, which holds it."""
 
     status: int
     message: str
     reason: str
+
+    @property
+    def said(self) -> str:
+        """For whoever asked: Tinybird's own words, or ours if it had none."""
+        return self.message or self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected(_Refusal):
+    """400 or 413: nothing was ingested, and these rows will never go in like this: ask for them in parts.
+
+    ``too_large``: it is the size that is refused (413), so halves may go in; else (400) a row or the request is bad.
+    """
 
     @property
     def too_large(self) -> bool:
@@ -82,21 +92,13 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class Partial(_Refusal):
     """422: Tinybird took a part of the rows and did not say which, so they are never sent again by themselves."""
-
-    status: int
-    message: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Denied:
+class Denied(_Refusal):
     """401, 403 or 404: held as well, but a destination that was never confirmed passes it on to its clients."""
-
-    status: int
-    message: str
-    reason: str
 
 
 Decision = Settled | Again | Held | Rejected | Partial | Denied

@@ -267,8 +267,7 @@ def piece_of(split: Split, first: int, end: int) -> FrozenBatch:
     """Rows ``first`` to ``end`` of a batch that is being split, as a piece."""
     lines = b"\n".join(split.batch.bodies).split(b"\n")
     body = b"\n".join(lines[first:end])
-    made = piece(split.batch, split.bounds, batch_id=split.batch.next_piece_id(), first=first, end=end, body=body)
-    made.split, split.piece = split, made
+    split.piece = made = split.cut_off(first, end, body)
     return made
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinybird_proxy import codec
-from tinybird_proxy.batch import DestinationKey, FrozenBatch, OpenBatch, Replayed, Trigger, freeze, piece
+from tinybird_proxy.batch import DestinationKey, FrozenBatch, OpenBatch, Replayed, Trigger, freeze
 from tinybird_proxy.bisect import BUDGET, Ended
 from tinybird_proxy.destination.split import Split
 from tinybird_proxy.ledger import LetterReason
@@ -44,10 +44,7 @@ def cut(split: Split) -> FrozenBatch:
     assert asking is not None
     assert payload is not None
     (body,) = codec.rows_of(payload, [asking])
-    made = piece(
-        split.batch, split.bounds, batch_id=split.batch.next_piece_id(), first=asking.first, end=asking.end, body=body
-    )
-    made.split, split.piece = split, made
+    split.piece = made = split.cut_off(asking.first, asking.end, body)
     return made
 
 

@@ -38,7 +38,16 @@ from tinybird_proxy.testing.fake_upstream import (
     timed_out,
     unreachable,
 )
-from tinybird_proxy.testing.pipelines import Client, Setup, compress, delete_letters, imbalances, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import (
+    Client,
+    Setup,
+    compress,
+    confirmed,
+    delete_letters,
+    imbalances,
+    numbered,
+    numbers_of,
+)
 from tinybird_proxy.ticket import Buffered, Confirmed, Dropped, NotTaken, Outcome
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.waiting import Waiting
@@ -61,17 +70,6 @@ async def running(tinybird: FakeUpstream, setup: Setup | None = None) -> AsyncIt
         raise group.exceptions[0] from None  # a failed assertion reads better alone
 
 
-async def clients(pipeline: Pipeline, *names: str) -> list[Client]:
-    """A client for each data source, all of them confirmed; the attempts for that are forgotten."""
-    found = [Client(pipeline, name) for name in names]
-    for client in found:
-        await client.confirm()
-    tinybird = pipeline.surroundings.upstream
-    assert isinstance(tinybird, FakeUpstream)
-    tinybird.forget()
-    return found
-
-
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -82,7 +80,7 @@ def now() -> float:
 async def test_a_full_buffer_refuses_with_503_and_says_when_to_come_back() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=100)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         assert hits.offer(numbered(range(100))) is None
         assert hits.offer(numbered(range(10))) is None  # the headroom of who delivers
         refusal = hits.offer(numbered([1]))
@@ -102,7 +100,7 @@ async def test_bytes_fill_the_buffer_as_rows_do() -> None:
     item = numbered([1], padding=80)
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_bytes=10 * (len(item.body) + 1))) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         answers = [hits.offer(item) for _ in range(12)]
         assert answers[:11] == [None] * 11
         assert isinstance(answers[11], Refusal)
@@ -112,7 +110,7 @@ async def test_bytes_fill_the_buffer_as_rows_do() -> None:
 async def test_who_does_not_deliver_may_use_what_is_free_and_then_gets_429() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=100)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=403)
         for number in range(100):
             assert hits.offer(numbered([number])) is None
@@ -128,7 +126,7 @@ async def test_who_does_not_deliver_may_use_what_is_free_and_then_gets_429() -> 
 async def test_one_that_does_not_deliver_cannot_shut_out_one_that_does() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=100)) as pipeline:
-        good, bad = await clients(pipeline, "good", "bad")
+        good, bad = await confirmed(pipeline, "good", "bad")
         tinybird.will(then=403, name="bad")
         bad.offer(numbered([0]))
         await asyncio.sleep(2)
@@ -144,7 +142,7 @@ async def test_one_that_does_not_deliver_cannot_shut_out_one_that_does() -> None
 async def test_a_request_that_could_never_fit_is_refused_with_413() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=10, buffer_bytes=10_000)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         for rows in (numbered(range(11)), numbered([1], padding=20_000)):
             refusal = hits.offer(rows)
             assert isinstance(refusal, Refusal)
@@ -154,7 +152,7 @@ async def test_a_request_that_could_never_fit_is_refused_with_413() -> None:
 async def test_what_is_refused_leaves_no_trace_in_the_ledger() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=10)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         hits.offer(numbered(range(11)))
         hits.offer(numbered(range(10)))
         hits.offer(numbered(range(10)))
@@ -166,7 +164,7 @@ async def test_what_is_refused_leaves_no_trace_in_the_ledger() -> None:
 async def test_the_time_to_come_back_follows_from_the_rate_of_delivery() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(buffer_rows=1000, batch_rows=100)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=after(8, 200))
         for _ in range(60):
             hits.offer(numbered(range(100)))
@@ -226,10 +224,10 @@ async def delivery_times(bad: Known | None, *, count: int = 1) -> list[float]:
     """When rows of a good destination reach Tinybird, beside ``count`` bad neighbours."""
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(batch_rows=5)) as pipeline:
-        (good,) = await clients(pipeline, "good")
+        (good,) = await confirmed(pipeline, "good")
         neighbours = []
         if bad is not None:
-            neighbours = await clients(pipeline, *(f"bad-{number}" for number in range(count)))
+            neighbours = await confirmed(pipeline, *(f"bad-{number}" for number in range(count)))
             tinybird.will(then=lambda attempt: 200 if attempt.name == "good" else bad)
         chance = random.Random(1)
         for number in range(100):
@@ -292,7 +290,7 @@ async def test_an_idle_destination_makes_room_for_a_new_one_and_its_ledger_is_ke
 async def test_the_idle_destination_that_was_not_used_for_longest_is_forgotten() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(max_destinations=3)) as pipeline:
-        first, _, _ = await clients(pipeline, "first", "second", "third")
+        first, _, _ = await confirmed(pipeline, "first", "second", "third")
         await asyncio.sleep(1)
         first.offer(numbered([1]))
         await asyncio.sleep(2)
@@ -303,7 +301,7 @@ async def test_the_idle_destination_that_was_not_used_for_longest_is_forgotten()
 async def test_a_destination_that_holds_rows_is_never_forgotten_and_new_ones_get_503() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(max_destinations=2)) as pipeline:
-        one, two = await clients(pipeline, "one", "two")
+        one, two = await confirmed(pipeline, "one", "two")
         tinybird.will(then=hang())
         one.offer(numbered([1]))
         two.offer(numbered([2]))
@@ -328,7 +326,7 @@ async def test_a_first_contact_that_is_out_keeps_its_destination() -> None:
 async def test_a_forgotten_destination_that_comes_back_begins_anew() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(max_destinations=1)) as pipeline:
-        await clients(pipeline, "first", "second")
+        await confirmed(pipeline, "first", "second")
         first = Client(pipeline, "first")
         assert await first.send(numbered([1])) == Confirmed(1, 0)
         assert first.destination.ledger.accepted == 1
@@ -362,7 +360,7 @@ class FragileBuffer(MemoryBuffer):
 async def test_a_sender_that_dies_before_it_sends_is_restarted_and_its_rows_are_delivered() -> None:
     tinybird, buffer = FakeUpstream(), FragileBuffer()
     async with running(tinybird, Setup(buffer=buffer)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         for number in range(3):
             buffer.freezing = 1
             waiting = hits.post(numbered([number]), wait=True)
@@ -378,7 +376,7 @@ async def test_a_sender_that_dies_before_it_sends_is_restarted_and_its_rows_are_
 async def test_a_sender_that_dies_while_requests_are_out_keeps_their_rows_as_ambiguous() -> None:
     tinybird, buffer = FakeUpstream(), FragileBuffer()
     async with running(tinybird, Setup(buffer=buffer, batch_rows=1)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(after(1, 200), after(2, 200), after(2, 200), then=200)
         buffer.recording = 1
         hits.offer(numbered([1, 2, 3]))
@@ -410,7 +408,7 @@ async def test_a_sender_that_dies_of_being_cancelled_lets_the_pipeline_end() -> 
 async def test_a_sender_that_dies_does_not_disturb_the_others() -> None:
     tinybird, buffer = FakeUpstream(), FragileBuffer()
     async with running(tinybird, Setup(buffer=buffer)) as pipeline:
-        good, bad = await clients(pipeline, "good", "bad")
+        good, bad = await confirmed(pipeline, "good", "bad")
         buffer.freezing = 1
         bad.offer(numbered([1]))
         await asyncio.sleep(0.1)
@@ -463,7 +461,7 @@ async def drain(pipeline: Pipeline, seconds: float = 25.0, stop_now: asyncio.Eve
 async def test_a_drain_sends_everything_at_once() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(flush_interval_s=60.0, batch_rows=5)) as pipeline:
-        some = await clients(pipeline, "a", "b", "c")
+        some = await confirmed(pipeline, "a", "b", "c")
         for client in some:
             client.offer(numbered(range(8)))
         began = now()
@@ -485,7 +483,7 @@ async def test_a_drain_of_nothing_ends_at_once_and_reports_it() -> None:
 async def test_a_drain_reports_at_once_after_each_settle_and_every_two_seconds() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(batch_rows=1)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(after(3, 200), after(3.5, 200), after(9, 200))
         hits.offer(numbered([1, 2, 3]))
         reports = await drain(pipeline)
@@ -496,7 +494,7 @@ async def test_a_drain_reports_at_once_after_each_settle_and_every_two_seconds()
 async def test_no_pause_outlasts_the_deadline_of_a_drain(step: Script) -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(*[step] * 8, then=200)
         hits.offer(numbered([1]))
         await asyncio.sleep(120)
@@ -510,7 +508,7 @@ async def test_no_pause_outlasts_the_deadline_of_a_drain(step: Script) -> None:
 async def test_an_outage_that_ends_before_the_deadline_costs_nothing() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=lambda attempt: 503 if attempt.at < 60 + 19.5 else 200)
         hits.offer(numbered(range(10)))
         await asyncio.sleep(60)
@@ -522,7 +520,7 @@ async def test_an_outage_that_ends_before_the_deadline_costs_nothing() -> None:
 async def test_a_hold_is_probed_at_once_by_a_drain(step: Script) -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(flush_interval_s=0.0)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(step, then=200)
         hits.offer(numbered([1]))
         await asyncio.sleep(10)
@@ -536,7 +534,7 @@ async def test_a_hold_is_probed_at_once_by_a_drain(step: Script) -> None:
 async def test_a_hold_that_stays_is_dropped_at_the_deadline_and_hardly_probed() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(flush_interval_s=0.0)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=403)
         hits.offer(numbered([1, 2]))
         await asyncio.sleep(10)
@@ -552,7 +550,7 @@ async def test_a_hold_that_stays_is_dropped_at_the_deadline_and_hardly_probed() 
 async def test_what_a_drain_leaves_is_dropped_with_its_reason_and_those_who_wait_hear_it() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(batch_rows=2, concurrency=2)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=hang())
         waiting = [hits.post(numbered([number]), wait=True) for number in range(5)]
         await asyncio.sleep(2)
@@ -569,7 +567,7 @@ async def test_what_a_drain_leaves_is_dropped_with_its_reason_and_those_who_wait
 async def test_a_batch_that_may_have_arrived_is_in_doubt_although_it_is_not_in_flight() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(broken(takes=True), then=unreachable())
         hits.offer(numbered([1]))
         await asyncio.sleep(2)
@@ -581,7 +579,7 @@ async def test_a_batch_that_may_have_arrived_is_in_doubt_although_it_is_not_in_f
 async def test_a_second_signal_ends_a_drain_at_once() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=hang())
         hits.offer(numbered([1]))
         stop_now = asyncio.Event()
@@ -615,7 +613,7 @@ async def test_a_first_contact_that_is_refused_lets_a_drain_end() -> None:
 async def test_nothing_is_promised_once_a_drain_has_begun_or_the_pipeline_has_ended() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         both = (hits, Client(pipeline, "new"))
         tinybird.will(after(5, 200))
         hits.offer(numbered([1]))
@@ -635,7 +633,7 @@ async def test_figures_over_all_destinations() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird) as pipeline:
         assert (pipeline.buffered_rows(), pipeline.oldest_age_s(), pipeline.seconds_to_drain()) == (0, None, 0.0)
-        one, two = await clients(pipeline, "one", "two")
+        one, two = await confirmed(pipeline, "one", "two")
         tinybird.will(then=hang())
         one.offer(numbered([1]))
         await asyncio.sleep(40)
@@ -649,7 +647,7 @@ async def test_figures_over_all_destinations() -> None:
 
 async def test_an_imbalance_is_found_and_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async with running(FakeUpstream()) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         hits.destination.ledger.accepted += 2
         assert pipeline.check_ledger() == 2
         hits.destination.ledger.accepted -= 5
@@ -660,7 +658,7 @@ async def test_an_imbalance_is_found_and_logged_as_an_error(caplog: pytest.LogCa
 async def test_time_to_drain_follows_from_the_rate_of_delivery() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, Setup(flush_interval_s=0.0)) as pipeline:
-        (hits,) = await clients(pipeline, "hits")
+        (hits,) = await confirmed(pipeline, "hits")
         for _ in range(100):
             hits.offer(numbered(range(100)))
             await asyncio.sleep(1)

@@ -22,7 +22,7 @@ from tinybird_proxy.testing.fake_upstream import (
     timed_out,
     unreachable,
 )
-from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import Client, Setup, confirmed, imbalances, numbered, numbers_of
 
 in_simulated_time = pytest.mark.looptime(idle_timeout=1)
 
@@ -55,17 +55,6 @@ async def running(tinybird: FakeUpstream, setup: Setup) -> AsyncIterator[Pipelin
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def confirmed(pipeline: Pipeline, names: Sequence[str]) -> list[Client]:
-    """A client for each data source, all of them confirmed; the attempts for that are forgotten."""
-    found = [Client(pipeline, name) for name in names]
-    for client in found:
-        await client.confirm()
-    tinybird = pipeline.surroundings.upstream
-    assert isinstance(tinybird, FakeUpstream)
-    tinybird.forget()
-    return found
 
 
 class Flow:
@@ -121,8 +110,8 @@ async def delays_beside(bad: dict[str, Script], setup: Setup, *, filled_with: st
     """A run of the good ones while rows for the bad ones come, as fast; ``filled_with``: who has filled the buffer."""
     tinybird = FakeUpstream()
     async with running(tinybird, setup) as pipeline:
-        await confirmed(pipeline, GOOD)
-        neighbours = await confirmed(pipeline, list(bad))
+        await confirmed(pipeline, *GOOD)
+        neighbours = await confirmed(pipeline, *bad)
         tinybird.will(then=answers(bad))
         if filled_with is not None:
             await fill(Client(pipeline, filled_with), setup.buffer_rows)
@@ -205,7 +194,7 @@ async def test_who_hangs_cannot_take_the_room_that_is_kept_for_those_who_deliver
     """Nothing is known of it before its first timeout, and by then it may have sent more than the buffer holds."""
     tinybird = FakeUpstream()
     async with running(tinybird, setup(1000)) as pipeline:
-        good, loud = await confirmed(pipeline, ["good_1", "loud"])
+        good, loud = await confirmed(pipeline, "good_1", "loud")
         tinybird.will(then=timed_out(60.0), name="loud")
         offer_until_refused(loud)
         await asyncio.sleep(50)
@@ -222,7 +211,7 @@ async def test_who_hangs_cannot_take_the_room_that_is_kept_for_those_who_deliver
 async def test_who_sent_more_than_it_could_deliver_and_then_fails_leaves_room_for_others() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup(1000)) as pipeline:
-        good, loud = await confirmed(pipeline, ["good_1", "loud"])
+        good, loud = await confirmed(pipeline, "good_1", "loud")
         tinybird.will(then=500, name="loud")
         offer_until_refused(loud)
         await asyncio.sleep(5)
@@ -236,7 +225,7 @@ async def test_who_sent_more_than_it_could_deliver_and_then_fails_leaves_room_fo
 async def test_who_is_alone_may_use_the_last_tenth_whatever_it_holds() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup(1000)) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         offer_until_refused(hits)
         assert pipeline.buffered_rows() == 1100
 

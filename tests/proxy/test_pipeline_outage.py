@@ -28,7 +28,7 @@ from tinybird_proxy.testing.fake_upstream import (
     timed_out,
     unreachable,
 )
-from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import Client, Setup, confirmed, imbalances, numbered, numbers_of
 from tinybird_proxy.waiting import Waiting
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
@@ -73,17 +73,6 @@ def setup(*, buffer_rows: int = CAPACITY_ROWS, batch_rows: int = BATCH_ROWS, buf
         concurrency=CONCURRENCY,
         jitter=lambda limit: chance.uniform(0.0, limit),
     )
-
-
-async def confirmed(pipeline: Pipeline, names: Sequence[str]) -> list[Client]:
-    """A client for each data source that has delivered before the outage; the attempts for that are forgotten."""
-    found = [Client(pipeline, name) for name in names]
-    for client in found:
-        await client.confirm()
-    tinybird = pipeline.surroundings.upstream
-    assert isinstance(tinybird, FakeUpstream)
-    tinybird.forget()
-    return found
 
 
 class Input:
@@ -197,7 +186,7 @@ async def test_an_hour_without_tinybird_costs_nothing_that_was_promised(kind: st
     outage = OUTAGES[kind]
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(outage.answer, ends_at))
@@ -230,7 +219,7 @@ async def test_an_hour_without_tinybird_costs_nothing_that_was_promised(kind: st
 async def test_the_first_request_after_an_outage_is_alone_and_then_as_many_leave_as_may() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=lambda attempt: unreachable() if attempt.at < ends_at else after(0.5, 200))
@@ -254,7 +243,7 @@ async def test_bytes_are_bounded_through_an_outage_as_rows_are() -> None:
         buffer_bytes=capacity_bytes, batch_bytes=5 * item_bytes, max_body_bytes=item_bytes, rate=RATE, concurrency=4
     )
     async with running(tinybird, limits) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(500, ends_at))
@@ -277,7 +266,7 @@ async def test_bytes_are_bounded_through_an_outage_as_rows_are() -> None:
 async def test_batches_grow_to_the_size_that_the_limits_allow() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup(batch_rows=CAPACITY_ROWS // 4)) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(unreachable(), ends_at))
@@ -293,7 +282,7 @@ async def test_batches_grow_to_the_size_that_the_limits_allow() -> None:
 async def test_an_outage_longer_than_any_is_survived_by_a_buffer_that_was_full_from_its_start() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + 7 * 86400
         tinybird.will(then=while_down(reply(503, Retry_After="300"), ends_at))
@@ -329,7 +318,7 @@ async def test_clients_that_come_back_when_they_were_told_to_find_room_after_the
     """A tenth of the capacity waits outside: after the recovery everybody is in with one or two tries."""
     tinybird = FakeUpstream()
     async with running(tinybird, setup(buffer_rows=1000)) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(down, ends_at))
@@ -355,7 +344,7 @@ async def test_clients_that_come_back_when_they_were_told_to_find_room_after_the
 async def test_one_of_several_destinations_may_use_all_of_the_capacity_and_nobody_loses_a_row() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        loud, *quiet = await confirmed(pipeline, ["loud", "quiet-1", "quiet-2", "quiet-3"])
+        loud, *quiet = await confirmed(pipeline, "loud", "quiet-1", "quiet-2", "quiet-3")
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(unreachable(), ends_at))
@@ -384,7 +373,7 @@ async def test_one_of_several_destinations_may_use_all_of_the_capacity_and_nobod
 async def test_several_destinations_share_what_there_is_through_an_outage() -> None:
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        everybody = await confirmed(pipeline, [f"ds{number}" for number in range(6)])
+        everybody = await confirmed(pipeline, *(f"ds{number}" for number in range(6)))
         given = Input(pipeline)
         ends_at = now() + OUTAGE_S
         tinybird.will(then=while_down(500, ends_at))
@@ -403,7 +392,7 @@ async def test_what_hangs_for_ever_is_kept_and_asked_for_nothing_more() -> None:
     """Without a timeout of our own, as a connection that is up and silent: places are bounded, and so is the buffer."""
     tinybird = FakeUpstream()
     async with running(tinybird, setup()) as pipeline:
-        (hits,) = await confirmed(pipeline, ["hits"])
+        (hits,) = await confirmed(pipeline, "hits")
         given = Input(pipeline)
         tinybird.will(then=hang())
         for _ in range(1000):

@@ -13,7 +13,7 @@ from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.pacing import State
 from tinybird_proxy.pipeline import RESTART_DELAY_S, WATCH_INTERVAL_S, Pipeline
 from tinybird_proxy.testing.fake_upstream import FakeUpstream, Script, after, reply, unreachable
-from tinybird_proxy.testing.pipelines import Client, Setup, imbalances, numbered, numbers_of
+from tinybird_proxy.testing.pipelines import Client, Setup, confirmed, imbalances, numbered, numbers_of
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 
@@ -42,15 +42,6 @@ async def watched(tinybird: FakeUpstream, setup: Setup | None = None) -> AsyncIt
             assert pipeline.check_ledger() == 0
     except ExceptionGroup as group:
         raise group.exceptions[0] from None  # a failed assertion reads better alone
-
-
-async def confirmed(pipeline: Pipeline, name: str = "hits") -> Client:
-    client = Client(pipeline, name)
-    await client.confirm()
-    tinybird = pipeline.surroundings.upstream
-    assert isinstance(tinybird, FakeUpstream)
-    tinybird.forget()
-    return client
 
 
 def restarts(pipeline: Pipeline) -> int:
@@ -83,7 +74,7 @@ async def test_a_sender_that_missed_its_wake_up_is_ended_and_its_rows_are_delive
 ) -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         lose_wake_ups(hits)
         for number in range(3):
@@ -105,7 +96,7 @@ async def test_a_sender_that_missed_its_wake_up_is_ended_and_its_rows_are_delive
 async def test_a_timer_that_never_fires_is_noticed_as_well(caplog: pytest.LogCaptureFixture) -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         lose_wake_ups(hits)
         hits.destination._wake.clear()
@@ -120,7 +111,7 @@ async def test_a_timer_that_never_fires_is_noticed_as_well(caplog: pytest.LogCap
 async def test_what_was_in_flight_when_a_sender_is_ended_goes_again_and_is_ambiguous() -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird, Setup(batch_rows=1)) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         tinybird.will(after(1000, 200), then=200)
         assert hits.offer(numbered([0])) is None
@@ -138,7 +129,7 @@ async def test_what_was_in_flight_when_a_sender_is_ended_goes_again_and_is_ambig
 async def test_one_that_stands_still_does_not_disturb_its_neighbours() -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird) as pipeline:
-        hits, clicks = await confirmed(pipeline, "hits"), await confirmed(pipeline, "clicks")
+        hits, clicks = await confirmed(pipeline, "hits", "clicks")
         await asyncio.sleep(2)
         lose_wake_ups(hits)
         assert hits.offer(numbered([0])) is None
@@ -155,7 +146,7 @@ async def test_one_that_stands_still_does_not_disturb_its_neighbours() -> None:
 async def test_a_sender_that_stands_still_again_and_again_is_ended_each_time() -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         for number in range(4):
             lose_wake_ups(hits)
@@ -194,7 +185,7 @@ async def test_a_sender_that_died_is_restarted_and_counted_and_its_rows_are_deli
 ) -> None:
     tinybird, buffer = FakeUpstream(), Fragile()
     async with watched(tinybird, Setup(buffer=buffer, batch_rows=1)) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         for number in range(3):
             buffer.freezing = 1
@@ -211,7 +202,7 @@ async def test_while_a_dead_sender_waits_to_be_restarted_it_is_not_ended_once_mo
 ) -> None:
     tinybird, buffer = FakeUpstream(), Fragile()
     async with watched(tinybird, Setup(buffer=buffer)) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         buffer.recording = 40  # dies with each answer, for longer than several looks of the watchdog
         assert hits.offer(numbered([0])) is None
@@ -243,7 +234,7 @@ async def test_while_a_dead_sender_waits_to_be_restarted_it_is_not_ended_once_mo
 async def test_a_sender_that_does_what_it_can_is_never_ended(answer: Script, state: State, every_s: float) -> None:
     tinybird = FakeUpstream()
     async with watched(tinybird, Setup(batch_rows=20, buffer_rows=500, rate=5.0, concurrency=3)) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         tinybird.will(then=answer)
         ends_at = pipeline.surroundings.now() + 600
         number = 0
@@ -270,7 +261,7 @@ async def test_a_look_at_the_very_moment_of_a_turn_ends_nothing() -> None:
     """Turns that are due exactly when the watchdog looks, again and again."""
     tinybird = FakeUpstream()
     async with watched(tinybird, Setup(flush_interval_s=WATCH_INTERVAL_S)) as pipeline:
-        hits = await confirmed(pipeline)
+        (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(WATCH_INTERVAL_S - pipeline.surroundings.now() % WATCH_INTERVAL_S)
         for number in range(50):
             hits.offer(numbered([number]))

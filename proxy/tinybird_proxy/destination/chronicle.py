@@ -1,7 +1,5 @@
 """What the log says of one destination: when trouble begins and ends, what went wrong with rows; not each time."""
 
-import math
-
 from tinybird_proxy.batch import FrozenBatch
 from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
@@ -18,11 +16,9 @@ class Chronicle:
         self._data_source = data_source
         self._strangers_log = strangers_log
         self._held = False
-        self._quarantined_untold = 0
-        self._quarantine_told_at = -math.inf
+        self._quarantine = Sparingly(LOG_INTERVAL_S)
         self._unverified_told = False
-        self._given_up_untold = 0
-        self._giving_up_told_at = -math.inf
+        self._giving_up = Sparingly(LOG_INTERVAL_S)
         self.trouble_since: float | None = None
 
     def trouble(self, reason: str, now: float, buffered_rows: int, *, held: bool, probed: bool = True) -> None:
@@ -72,31 +68,25 @@ class Chronicle:
                     batch=batch.id,
                 ),
             )
-        self._quarantined_untold += outcome.quarantined
-        if self._quarantined_untold and now - self._quarantine_told_at >= LOG_INTERVAL_S:
+        if quarantined := self._quarantine.count(now, outcome.quarantined):
             _log.warning(
                 "Tinybird put rows into quarantine: they do not fit the data source's schema",
-                extra=fields(data_source=self._data_source, rows=self._quarantined_untold, batch=batch.id),
+                extra=fields(data_source=self._data_source, rows=quarantined, batch=batch.id),
             )
-            self._quarantined_untold = 0
-            self._quarantine_told_at = now
 
     def gave_up(self, letter: DeadLetter, now: float) -> None:
         """Rows became a dead letter."""
-        self._given_up_untold += letter.row_count
-        if now - self._giving_up_told_at >= LOG_INTERVAL_S:
+        if given_up := self._giving_up.count(now, letter.row_count):
             _log.warning(
                 "rows were given up on and are kept as dead letters: see `tinybird-proxy dead-letters ls`",
                 extra=fields(
                     data_source=self._data_source,
-                    rows=self._given_up_untold,
+                    rows=given_up,
                     reason=letter.reason,
                     status=letter.status,
                     batch=letter.batch_id,
                 ),
             )
-            self._given_up_untold = 0
-            self._giving_up_told_at = now
 
 
 def _sentence(buffered_rows: int, *, held: bool, probed: bool) -> str:

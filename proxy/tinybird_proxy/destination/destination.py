@@ -315,8 +315,7 @@ class Destination:
                 await self._reject(decision, batch, started_at, now)
             case Partial():
                 contact = self._contact.keep_that_of(batch)
-                message = decision.message or decision.reason
-                self._exits.give_up(batch, LetterReason.PARTIAL, now, status=decision.status, message=message)
+                self._exits.give_up(batch, LetterReason.PARTIAL, now, status=decision.status, message=decision.said)
                 self._went_in(batch, contact, started_at, now)
             case Denied():
                 if not self.pacing.confirmed and (self.key.token is not None or decision.status == 404):
@@ -336,7 +335,7 @@ class Destination:
 
     async def _reject(self, rejected: Rejected, batch: FrozenBatch, started_at: float, now: float) -> None:
         """Nothing of it was ingested, and unchanged it never will be."""
-        if not batch.promised and self._contact.withdraw(rejected.status, rejected.message or rejected.reason):
+        if not batch.promised and self._contact.withdraw(rejected.status, rejected.said):
             return
         if rejected.too_large:
             self._splitting.learn_size(batch, now)
@@ -352,9 +351,8 @@ class Destination:
                 self._status = rejected.status
                 self._queue.move_back(batch, now)  # the next probe is made with other rows: is it only these?
                 return
-            message = rejected.message or rejected.reason
             self._release()
-            self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=message)
+            self._exits.give_up(batch, LetterReason.TOO_LARGE, now, status=rejected.status, message=rejected.said)
 
     def _settle(self, outcome: Settled, batch: FrozenBatch, started_at: float, now: float) -> None:
         """Tinybird has the rows: the destination flows, and is confirmed."""
@@ -404,7 +402,7 @@ class Destination:
 
     def _refuse(self, denied: Denied, batch: FrozenBatch, now: float) -> None:
         """Never confirmed, and Tinybird says no: clients hear it; what was promised before is kept and probed."""
-        self.refusing = Refusing(denied.status, denied.message or denied.reason, now + REFUSAL_S)
+        self.refusing = Refusing(denied.status, denied.said, now + REFUSAL_S)
         self._expiry.refused(now)
         self._hold(denied.reason, batch, now, refused=True)
         self._contact.withdraw(denied.status, self.refusing.message)

@@ -93,11 +93,11 @@ class Exits:
         """A replay was refused whole: its letters are held again as they were."""
         if any(place.row_count != place.letter.row_count for place in batch.replays):
             # Halved after a 413: other rows of the letter went another way, so these become a letter of their own.
-            message = refusal.message or refusal.reason
-            self.give_up(batch, LetterReason.UNDECIDED, self._s.now(), status=refusal.status, message=message)
+            undecided = LetterReason.UNDECIDED
+            self.give_up(batch, undecided, self._s.now(), status=refusal.status, message=refusal.said)
             return
         for place in batch.replays:
-            place.letter.status, place.letter.message = refusal.status, refusal.message or refusal.reason
+            place.letter.status, place.letter.message = refusal.status, refusal.said
             place.letter.ambiguous |= batch.ambiguous
             place.letter.last_at = self._s.utc_now().timestamp()
         self.let_go(batch, "refused")
@@ -136,8 +136,7 @@ class Exits:
 
     def let_go(self, batch: FrozenBatch, verdict: str) -> None:
         """The end of ``batch``: its span, then the buffer forgets it."""
-        if batch.span is not None:
-            batch.span.end(verdict=verdict, attempts=batch.attempts)
+        batch.end_span(verdict)
         self._queue.take_out(batch)
         self._s.buffer.release(batch, unconfirmed=self._is_unconfirmed())
         self._s.after_settling()

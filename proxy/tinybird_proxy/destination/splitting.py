@@ -77,10 +77,8 @@ class Splitting:
 
     def next_piece(self, now: float) -> FrozenBatch | None:
         """The piece that may be sent now."""
-        split = self.active
-        if split is None or split.piece is None or now < split.next_at or split.piece.id in self._queue.in_flight:
-            return None
-        return split.piece
+        split, due_at = self.active, self.next_piece_at()
+        return split.piece if split is not None and due_at is not None and due_at <= now else None
 
     def next_piece_at(self) -> float | None:
         """When a piece that waits may be sent; None if none waits."""
@@ -91,8 +89,8 @@ class Splitting:
 
     def job(self, now: float) -> Coroutine[None, None, None] | None:
         """Work on the active batch that has to be begun in a task now."""
-        split = self.active
-        if split is None or split.busy or split.piece is not None or now < split.next_at:
+        split, due_at = self.active, self.next_job_at()
+        if split is None or due_at is None or now < due_at:
             return None
         split.busy = True
         return self._work(split)
@@ -118,17 +116,13 @@ class Splitting:
     def begin(self, batch: FrozenBatch, refusal: Rejected) -> None:
         """Look for the rows of ``batch``, in flight, that Tinybird refused with 400."""
         self._queue.begin_split(Split(batch, refusal))
-        if batch.span is not None:
-            batch.span.end(verdict="split", attempts=batch.attempts)
-            batch.span = None
+        batch.end_span("split")
 
     def refused(self, batch: FrozenBatch, refusal: Rejected, now: float) -> None:
         """Tinybird refused a piece."""
         split: Split = batch.split
         self._queue.in_flight.pop(batch.id)
-        if batch.span is not None:
-            batch.span.end(verdict="split", attempts=batch.attempts)
-            batch.span = None
+        batch.end_span("split")
         split.refused(refusal)
         self._answered(split, now)
 
@@ -169,8 +163,7 @@ class Splitting:
             end = first + body.count(b"\n") + 1
             parts.append(piece(batch, bounds, batch_id=batch.next_piece_id(), first=first, end=end, body=body))
             first = end
-        if batch.span is not None:
-            batch.span.end(verdict="split", attempts=batch.attempts)
+        batch.end_span("split")
         self._queue.replace(batch, parts)
 
     # The work on one batch.
@@ -204,11 +197,7 @@ class Splitting:
         assert asking is not None  # noqa: S101 - it has not ended
         assert payload is not None  # noqa: S101 - it was sent
         (body,) = await self._s.codec.rows_of(payload, [asking])
-        made = piece(
-            split.batch, split.bounds, batch_id=split.batch.next_piece_id(), first=asking[0], end=asking[1], body=body
-        )
-        made.split = split
-        split.piece = made
+        split.piece = split.cut_off(asking.first, asking.end, body)
 
     async def _finish(self, split: Split, how: Ended) -> None:
         if how is Ended.NOTHING_ACCEPTED:
@@ -254,13 +243,12 @@ class Splitting:
         bodies = await self._s.codec.rows_of(batch.payload, undecided)
         payloads = [await self._s.codec.compress([body]) for body in bodies]
         refusal = split.refusal
-        said = refusal.message or refusal.reason
-        reason, message, status = split.ended_by or (LetterReason.UNDECIDED, said, refusal.status)
+        reason, message, status = split.ended_by or (LetterReason.UNDECIDED, refusal.said, refusal.status)
         for (first, end), body, payload in zip(undecided, bodies, payloads, strict=True):
-            left = piece(batch, split.bounds, batch_id=split.batch.next_piece_id(), first=first, end=end, body=body)
-            left.split, left.payload = split, payload
+            left = split.cut_off(first, end, body)
+            left.payload = payload
             self._exits.give_up(left, reason, self._s.now(), status=status, message=message)
 
     def _give_up(self, batch: FrozenBatch, refusal: Rejected, now: float) -> None:
         reason = LetterReason.TOO_LARGE if refusal.too_large else LetterReason.REJECTED
-        self._exits.give_up(batch, reason, now, status=refusal.status, message=refusal.message or refusal.reason)
+        self._exits.give_up(batch, reason, now, status=refusal.status, message=refusal.said)

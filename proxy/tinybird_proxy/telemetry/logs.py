@@ -25,19 +25,25 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
 
 
 class Sparingly:
-    """How often something is logged that many may cause: at most once in ``interval_s``, with its number so far."""
+    """What is counted each time and logged at most once in ``interval_s``, with the number since it was logged last."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._told_at: float | None = None
         self._untold = 0
 
-    def count(self, now: float) -> int:
-        """It happened once more: how often since it was last told, or 0 if it is not to be told yet."""
-        self._untold += 1
+    def count(self, now: float, number: int = 1) -> int:
+        """So many more: how many there were since it was told last, or 0 if there is nothing to tell yet."""
+        self._untold += number
         if self._told_at is not None and now - self._told_at < self._interval_s:
             return 0
-        untold, self._untold, self._told_at = self._untold, 0, now
+        return self.rest(now)
+
+    def rest(self, now: float) -> int:
+        """What was not told, whenever that was; it counts as told from here on."""
+        untold = self._untold
+        if untold:
+            self._untold, self._told_at = 0, now
         return untold
 
 

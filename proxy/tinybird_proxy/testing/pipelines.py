@@ -28,6 +28,7 @@ from tinybird_proxy.pipeline import Pipeline, PipelineLimits
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.tracing import Tracer, no_tracer
+from tinybird_proxy.testing.fake_upstream import FakeUpstream
 from tinybird_proxy.ticket import Outcome
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.waiting import Waiting
@@ -207,6 +208,17 @@ class Setup:
         )
         built.append(Pipeline(self.surroundings(upstream, lambda: built[0].after_settling()), limits))
         return built[0]
+
+
+async def confirmed(pipeline: Pipeline, *names: str) -> list["Client"]:
+    """A client for each data source, all of them confirmed; the attempts for that are forgotten."""
+    found = [Client(pipeline, name) for name in names]
+    for client in found:
+        await client.confirm()
+    tinybird = pipeline.surroundings.upstream
+    assert isinstance(tinybird, FakeUpstream)  # noqa: S101 - whoever calls it has made one
+    tinybird.forget()
+    return found
 
 
 class Client:
