@@ -254,7 +254,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("CLIENT_WAIT", "client_wait", _choice("honor", "ack"), "honor", "`ack`: answer clients' `wait=true` at once, as if they had not asked."),
     Option("WAIT_TIMEOUT", "wait_timeout_s", _duration(0.1, 3600.0), "25s", "Longest a client's `wait=true` is kept waiting; then 202."),
     Option("MAX_WAITERS", "max_waiters", _integer(0, 1_000_000), "2000", "Most requests waiting so at once; beyond that 202."),
-    Option("DRAIN_DELAY", "drain_delay_s", _duration(0.0, 3600.0), "0s", "How long a draining proxy is unready before it refuses requests."),
+    Option("DRAIN_DELAY", "drain_delay_s", _duration(0.0, 3600.0), "0s", "How long a draining proxy is unready before it refuses requests; meanwhile each answer ends its connection."),
     Option("SHUTDOWN_TIMEOUT", "shutdown_timeout_s", _duration(0.0, 86400.0), "25s", "From the first signal to the exit, `DRAIN_DELAY` included."),
     Option("MAX_CONNECTIONS", "max_connections", _integer(1, 1_000_000), "10000", "Most connections of clients; a new one then ends the one that was idle for longest."),
     Option("MAX_HEADER_BYTES", "max_header_bytes", _size(1024, 10**6), "32Ki", "Largest head (request line and headers) of a client's request."),

@@ -408,6 +408,30 @@ async def test_503_while_draining_closes_the_connection_and_every_token_is_judge
         assert (await post(world.port, token="alpha")).status == 202
 
 
+async def test_a_draining_proxy_takes_rows_during_the_delay_and_sends_those_who_keep_their_connection_elsewhere() -> (
+    None
+):
+    async with running_world(DRAIN_DELAY="1h", SHUTDOWN_TIMEOUT="1h") as world:
+        assert (await post(world.port)).status == 202  # its destination is confirmed, so the lane may answer
+        async with connected(world.port) as peer:
+            for _ in range(2):
+                await peer.send(request("/v0/events?name=hits", b"{}"))
+                assert "Connection" not in await peer.answer()
+            world.proxy.availability.begin_drain()
+            await peer.send(request("/v0/events?name=hits", b"{}"))
+            answer = await peer.answer()
+            assert (answer.status, answer["Connection"]) == (202, "close")
+            assert await peer.rest() == b""
+        async with connected(world.port) as peer:  # whoever does not find another one
+            await peer.send(request("/v0/events?name=hits", b"{}"))
+            assert (await peer.answer())["Connection"] == "close"
+        world.proxy.availability.cancel_drain()
+        async with connected(world.port) as peer:
+            await peer.send(request("/v0/events?name=hits", b"{}"))
+            assert "Connection" not in await peer.answer()
+        await world.tinybird.wait_for_rows("hits", 6)
+
+
 async def test_a_body_that_was_being_sent_when_the_drain_began_is_refused_too() -> None:
     async with running_world() as world, connected(world.port) as peer:
         await peer.send(request("/v0/events?name=hits", headers={"Content-Length": "100000"}) + b"{")

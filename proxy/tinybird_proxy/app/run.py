@@ -142,6 +142,7 @@ async def running(
                 max_age_s=config.keepalive_max_age_s,
             ),
             chance=random.random,
+            draining=lambda: availability.draining,
         )
         stack.push_async_callback(_end_connections, server)
         # Ends before the server does, so that whoever still waits hears what became of the rows.

@@ -22,6 +22,11 @@ class Availability:
         return self.started and self.draining_since is None
 
     @property
+    def draining(self) -> bool:
+        """Whether traffic should go elsewhere from now on."""
+        return self.draining_since is not None
+
+    @property
     def phase(self) -> str:
         """In one word: starting, running, draining, stopping."""
         if not self.started:

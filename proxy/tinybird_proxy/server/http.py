@@ -54,7 +54,7 @@ class BodyNotHttp(Exception):
 class Connection(Ending):
     """One client connection. ``lane`` is asked first about a request that comes while nothing else is under way.
 
-    ``ends_at_s``: loop time after which the connection ends with the next answer.
+    ``ends_at_s``: loop time after which the connection ends with the next answer. ``draining``: whether each one does.
     """
 
     __slots__ = (
@@ -66,13 +66,21 @@ class Connection(Ending):
         "_head_timer",
         "_is_final",
         "_last_bytes",
+        "draining",
         "ends_at_s",
         "lane",
         "limits",
     )
 
     def __init__(
-        self, server: "HttpServer", *, lane: Lane | None, limits: ConnectionLimits, ends_at_s: float, **kwargs: Any
+        self,
+        server: "HttpServer",
+        *,
+        lane: Lane | None,
+        limits: ConnectionLimits,
+        ends_at_s: float,
+        draining: Callable[[], bool],
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             server,
@@ -88,6 +96,7 @@ class Connection(Ending):
         self.lane = lane
         self.limits = limits
         self.ends_at_s = ends_at_s
+        self.draining = draining
         self._body: StreamReader | None = None  # the one that has begun and not ended
         self._chunked = False
         self._last_bytes = b""
@@ -100,7 +109,7 @@ class Connection(Ending):
     @property
     def ends(self) -> bool:
         """Whether the answer to the request under way is this connection's last."""
-        return not self._messages and (self._is_final or self._loop.time() >= self.ends_at_s)
+        return not self._messages and (self._is_final or self._loop.time() >= self.ends_at_s or self.draining())
 
     @property
     def send_timeout_s(self) -> float:
@@ -150,7 +159,7 @@ class Connection(Ending):
         """Do what aiohttp's task does around a handler; False leaves the request to it, untouched."""
         message, payload = self._messages[0]
         now = self._loop.time()
-        if now >= self.ends_at_s or self._is_final or not isinstance(message, RawRequestMessage):
+        if now >= self.ends_at_s or self._is_final or self.draining() or not isinstance(message, RawRequestMessage):
             return False
         if (answered := lane(message, payload)) is None:
             return False
@@ -376,19 +385,29 @@ def _head_size(message: RawRequestMessage) -> int:
 class HttpServer(web.Server):
     """Makes a connection for each client. ``lane``: what may answer before a task is made; None: nothing.
 
-    ``chance`` gives numbers from 0 to 1.
+    ``chance`` gives numbers from 0 to 1. ``draining``: whether clients should look for another proxy now. Each answer
+    ends its connection then, so that those who keep theirs have moved when requests are refused.
     """
 
     def __init__(
-        self, handler: Handler, *, lane: Lane | None, limits: ConnectionLimits, chance: Callable[[], float]
+        self,
+        handler: Handler,
+        *,
+        lane: Lane | None,
+        limits: ConnectionLimits,
+        chance: Callable[[], float],
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(handler)
         self._lane = lane
         self._limits = limits
         self._chance = chance
+        self._draining = draining
 
     def __call__(self) -> Connection:
         """A new connection's protocol."""
         age_s = self._limits.max_age_s * (0.9 + 0.2 * self._chance())
         ends_at_s = asyncio.get_running_loop().time() + age_s
-        return Connection(self, lane=self._lane, limits=self._limits, ends_at_s=ends_at_s, access_log=None)
+        return Connection(
+            self, lane=self._lane, limits=self._limits, ends_at_s=ends_at_s, draining=self._draining, access_log=None
+        )
