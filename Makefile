@@ -67,6 +67,11 @@ image: ## build a container image (IMAGE=name:tag, BASE=image, TARGET=operator) 
 	elif command -v buildah >/dev/null; then set -x; buildah --storage-driver vfs bud --isolation chroot $(BUILD_ARGS) .; \
 	else echo "make image: needs a running Docker daemon, or buildah" >&2; exit 1; fi
 
+# See tests/e2e/run for what may be set, and tests/cluster/README.md for what it needs.
+.PHONY: e2e
+e2e: $(VENV)/.project ## run the end-to-end tests on a real Kubernetes, as root (KUBECONFIG=file: on another cluster)
+	@PYTEST=$(VENV)/bin/pytest tests/e2e/run
+
 .PHONY: clean
 clean: ## remove everything that the other targets made, except images
 	rm -rf $(VENV) .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
