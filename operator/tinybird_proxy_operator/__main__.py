@@ -31,12 +31,14 @@ from tinybird_proxy_operator.settings import OperatorSettings, from_env
 WORKERS = 4
 # Its calls have time limits of their own; this one keeps a key from holding a worker for ever.
 RECONCILE_TIMEOUT_S = 240.0
+# Exit statuses: the watches ended by themselves, and the settings are wrong.
+WATCHES_ENDED_STATUS = 1
 CONFIGURATION_STATUS = 2
 _log = logging.getLogger("tinybird_proxy_operator")
 
 
 def main() -> None:
-    """Run until SIGTERM. Exit status 2: the settings are wrong."""
+    """Run until SIGTERM. Exit status 1: it ended by itself, and should be started again; 2: the settings are wrong."""
     try:
         settings = from_env(os.environ)
     except SettingsError as error:
@@ -50,25 +52,26 @@ def main() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    asyncio.run(run(settings))
+    sys.exit(asyncio.run(run(settings)))
 
 
-async def run(settings: OperatorSettings) -> None:
-    """Own every task until a signal comes or one of them ends."""
+async def run(settings: OperatorSettings) -> int:
+    """Own every task until a signal comes or the watches end. Returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop_on_signals(stop)
     meters = Meters()
     queue = WorkQueue(now=loop.time, jitter=lambda limit: random.uniform(0.0, limit))  # noqa: S311 - no secret
 
     def heard() -> None:
         meters.heard_at = loop.time()
 
-    watches = handlers.Watches(changed=queue.add, alive=heard)
     async with AsyncExitStack() as stack:
         kube = await stack.enter_async_context(kubernetes_connection(os.environ.get("KUBECONFIG")))
         session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        reconciler = make_reconciler(kube, session, settings, loop.time)
+        changed = noticing(reconciler, queue)
+        watches = handlers.Watches(changed=changed, alive=heard)
         telemetry = Telemetry(
             meters,
             queue_depth=lambda: len(queue),
@@ -80,17 +83,28 @@ async def run(settings: OperatorSettings) -> None:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, port=settings.metrics_port).start()
-        reconciler = make_reconciler(kube, session, settings, loop.time)
         _log.info("started: version %s, proxy image %s", __version__, settings.proxy_image)
         async with asyncio.TaskGroup() as group:
+            stopped = group.create_task(stop.wait())
             tasks = [
                 group.create_task(queue.run(measured(reconciler, meters, loop.time), workers=WORKERS)),
-                group.create_task(resync(queue, watches, settings.resync_seconds)),
-                group.create_task(watch(watches, meters, settings, stop)),
+                group.create_task(resync(changed, watches, settings.resync_seconds)),
+                watching := group.create_task(watch(watches, meters, settings, stop)),
             ]
-            await stop.wait()
-            for task in tasks:
+            await asyncio.wait((stopped, watching), return_when=asyncio.FIRST_COMPLETED)
+            for task in (stopped, *tasks):
                 task.cancel()
+    if stop.is_set():
+        return 0
+    _log.error("the watches ended by themselves: the operator would notice nothing more, and exits to be started again")
+    return WATCHES_ENDED_STATUS
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set ``stop``, and do nothing else."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
 
 
 def make_reconciler(
@@ -111,6 +125,16 @@ def make_reconciler(
         utc_now=utc_now,
         now=now,
     )
+
+
+def noticing(reconciler: Reconciler, queue: WorkQueue) -> Callable[..., None]:
+    """What is called with a resource about which there is news, and with how many seconds that may wait."""
+
+    def changed(key: Key, after_s: float = 0.0) -> None:
+        reconciler.changed(key)
+        queue.add(key, after_s)
+
+    return changed
 
 
 def measured(
@@ -140,16 +164,19 @@ def measured(
     return work
 
 
-async def resync(queue: WorkQueue, watches: handlers.Watches, interval_s: float) -> None:
-    """Look at everything now and then, whatever the watches say; spread, so that it is no wave."""
+async def resync(changed: Callable[[Key, float], None], watches: handlers.Watches, interval_s: float) -> None:
+    """Look at everything now and then, whatever the watches say; spread, so that it is no wave.
+
+    ``changed`` is called with a resource and in how many seconds it is to be looked at.
+    """
     while True:
         await asyncio.sleep(interval_s * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
         for key in watches.known():
-            queue.add(key, random.uniform(0.0, interval_s / 10))  # noqa: S311 - no secret
+            changed(key, random.uniform(0.0, interval_s / 10))  # noqa: S311 - no secret
 
 
 async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSettings, stop: asyncio.Event) -> None:
-    """Let kopf watch. It ends by itself only when something is beyond repair: then the process must end too."""
+    """Let kopf watch until ``stop``. It ends by itself only when something is beyond repair."""
     registry = kopf.OperatorRegistry()
     handlers.register(registry, watches)
     ready = asyncio.Event()
@@ -172,7 +199,8 @@ async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSet
 
     noting = asyncio.create_task(note_sync())
     try:
-        await kopf.operator(
+        before = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=options,
             # kopf would look for the user's name, and the image's user has none.
@@ -183,9 +211,12 @@ async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSet
             stop_flag=stop,
             ready_flag=ready,
         )
+        stop_on_signals(stop)  # kopf has just taken them for itself, and would not say that it ended with one
+        await kopf.run_tasks(tasks, ignored=before)
+    except Exception:  # noqa: BLE001 - whatever it is, the caller sees that they ended
+        _log.exception("the watches failed")
     finally:
         noting.cancel()
-    stop.set()  # kopf takes SIGTERM and SIGINT for itself, and ends with them
 
 
 if __name__ == "__main__":

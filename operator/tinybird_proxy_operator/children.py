@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -60,13 +61,17 @@ def applied_template(live: Mapping[str, Any]) -> str | None:
     return annotations.get(TEMPLATE_ANNOTATION)
 
 
-async def put(kube: Kube, proxy: Proxy, manifest: Object, applied: dict[str, str]) -> None:
-    """Make the child, or make it like ``manifest`` again. Raises ``NameTaken``.
+async def put(
+    kube: Kube, proxy: Proxy, manifest: Object, applied: dict[str, str], *, live: Object | None = None
+) -> Object:
+    """Make the child, or make it like ``manifest`` again; return it. Raises ``NameTaken``.
 
-    ``applied`` remembers by kind what was applied last, so that nothing is written while nothing differs.
+    ``applied`` remembers by kind what was applied last, so that nothing is written while nothing differs; empty where
+    it is to be applied once more. ``live``: the child, where it was read already.
     """
-    metadata = manifest["metadata"]
-    live, created = await kube.find(manifest["kind"], metadata["namespace"], metadata["name"]), False
+    metadata, created = manifest["metadata"], False
+    if live is None:
+        live = await kube.find(manifest["kind"], metadata["namespace"], metadata["name"])
     if live is None:
         try:
             live = await kube.create(manifest)
@@ -79,18 +84,19 @@ async def put(kube: Kube, proxy: Proxy, manifest: Object, applied: dict[str, str
     said = f"{uid} {_digest(manifest)}"
     if applied.pop(manifest["kind"], None) == said and contains(live, manifest):
         applied[manifest["kind"]] = said
-        return
+        return live
     try:
-        await kube.own_by_apply(live)
+        live = await kube.own_by_apply(live)
     except Conflict:
         said = ""  # a controller was faster with its status, for instance: once more next time
     if not created:
         try:
-            await kube.apply(manifest, uid=uid)
+            live = await kube.apply(manifest, uid=uid)
         except Invalid:
-            await kube.overwrite(manifest, uid=uid)
+            live = await kube.overwrite(manifest, uid=uid)
             said = ""  # its fields are owned by an update now: once more next time
     applied[manifest["kind"]] = said
+    return live
 
 
 def contains(live: Any, wanted: Any) -> bool:
@@ -108,18 +114,23 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
 
 
-async def prune(kube: Kube, proxy: Proxy, wanted: Sequence[Object], kinds: Sequence[str]) -> list[str]:
-    """Delete what is ours and no longer wanted; return what that was."""
+async def labelled(kube: Kube, proxy: Proxy, kind: str) -> list[Object]:
+    """What of a kind carries the labels of the resource's children, ours or not. Empty: nothing, or no such kind."""
+    try:
+        return await kube.list(kind, proxy.namespace, labels=child_labels(proxy.name))
+    except NotFound:
+        return []
+
+
+async def prune(kube: Kube, proxy: Proxy, wanted: Sequence[Object], found: Sequence[Object]) -> list[str]:
+    """Delete what is ours of ``found`` and not wanted; return what that was."""
     keep = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
     gone = []
-    for kind in kinds:
-        try:
-            found = await kube.list(kind, proxy.namespace, labels=child_labels(proxy.name))
-        except NotFound:
-            continue  # the cluster does not know this kind
-        for live in found:
-            metadata = live["metadata"]
-            if is_ours(live, proxy) and (kind, metadata["name"]) not in keep and "deletionTimestamp" not in metadata:
-                await kube.delete(kind, proxy.namespace, metadata["name"], uid=metadata["uid"])
-                gone.append(f"{kind} {metadata['name']}")
+    for live in found:
+        kind, metadata = live["kind"], live["metadata"]
+        if not is_ours(live, proxy) or (kind, metadata["name"]) in keep or "deletionTimestamp" in metadata:
+            continue
+        with suppress(Conflict):  # another one of that name by now
+            await kube.delete(kind, proxy.namespace, metadata["name"], uid=metadata["uid"])
+            gone.append(f"{kind} {metadata['name']}")
     return gone

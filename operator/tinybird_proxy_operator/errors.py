@@ -4,7 +4,8 @@ OperatorError
 ├── SettingsError    the operator's own variables are wrong; ``problems`` are sentences for whoever installs it
 ├── SpecError        the resource asks for something that cannot be; ``problems`` are sentences for its author
 └── KubeError        the API server did not do what it was asked
-    ├── NotFound · Conflict · Forbidden
+    ├── NotFound · Conflict
+    ├── Forbidden · NamespaceTerminating
     ├── Invalid      it refused the object; the message is its own
     └── Unavailable  no answer, or 429 and 5xx: the same may succeed later, ``retry_after_s`` if it said when
 """
@@ -46,6 +47,10 @@ class Conflict(KubeError):
 
 class Forbidden(KubeError):
     """The operator may not do this: its role lacks a verb, or a policy refuses."""
+
+
+class NamespaceTerminating(Forbidden):
+    """The namespace is being deleted: nothing new can be made in it, ever."""
 
 
 class Invalid(KubeError):

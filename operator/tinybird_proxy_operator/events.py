@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from tinybird_proxy_operator.errors import KubeError
+from tinybird_proxy_operator.errors import KubeError, NamespaceTerminating
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, Reason
 from tinybird_proxy_operator.spec import Proxy
@@ -29,6 +29,7 @@ class Events:
         """Tell it, unless the same was told a short while ago. An Event that cannot be written is no error.
 
         ``about`` tells apart Events of one reason; the message does not, for it may be full of figures.
+        Raises ``NamespaceTerminating``: then there is nobody left to tell.
         """
         key, now = (proxy.uid, str(reason), about), self.now()
         if now - self._told.get(key, float("-inf")) < REPEAT_AFTER_S:
@@ -62,5 +63,7 @@ class Events:
                     "count": 1,
                 }
             )
+        except NamespaceTerminating:
+            raise
         except KubeError:
             self._told.pop(key, None)

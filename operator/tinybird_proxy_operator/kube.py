@@ -15,7 +15,15 @@ import msgspec
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
 
-from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from tinybird_proxy_operator.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NamespaceTerminating,
+    NotFound,
+    Unavailable,
+)
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, PLURAL
 
 REQUEST_TIMEOUT_S: Final = 15.0
@@ -76,14 +84,15 @@ class Kube:
             return None
 
     async def list(self, kind: str, namespace: str | None, *, labels: Mapping[str, str] | None = None) -> list[Object]:
-        """All objects of a kind with these labels, of one namespace or of all."""
+        """All objects of a kind with these labels, of one namespace or of all, each as ``get`` answers it."""
         found: list[Object] = []
+        its_type = {"apiVersion": RESOURCES[kind].api_version, "kind": kind}  # a list says that once, for all
         query = {"limit": str(_PAGE_SIZE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
         while True:
             page = await self._call("GET", RESOURCES[kind].path(namespace), query=query)
-            found += page.get("items", [])
+            found += [{**its_type, **item} for item in page.get("items") or []]
             if not (token := page.get("metadata", {}).get("continue")):
                 return found
             query["continue"] = token
@@ -139,11 +148,11 @@ class Kube:
         path = RESOURCES[KIND].path(namespace, name, "scale")
         await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
 
-    async def set_replicas(self, namespace: str, name: str, replicas: int, *, uid: str) -> None:
+    async def set_replicas(self, namespace: str, name: str, replicas: int, *, uid: str) -> Object:
         """Change nothing but the number of pods of a Deployment of ours."""
         body = {"metadata": {"uid": uid}, "spec": {"replicas": replicas}}
         path = RESOURCES["Deployment"].path(namespace, name)
-        await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+        return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
 
     async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with ``uid`` and what it owns, in the background; nothing if it is gone."""
@@ -229,6 +238,8 @@ def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[s
         return NotFound(message)
     if status == 409:
         return Conflict(message)
+    if status == 403 and _is_about_a_namespace_that_goes(answer):
+        return NamespaceTerminating(message)
     if status in (401, 403):
         return Forbidden(message)
     # 410: a page's token has expired, and the list begins again.
@@ -236,3 +247,8 @@ def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[s
         after = headers.get("Retry-After", "")
         return Unavailable(message, float(after) if after.isdigit() else None)
     return Invalid(str(answer.get("message") or message))
+
+
+def _is_about_a_namespace_that_goes(answer: Mapping[str, Any]) -> bool:
+    causes = (answer.get("details") or {}).get("causes") or []
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)

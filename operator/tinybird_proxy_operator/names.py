@@ -83,6 +83,7 @@ class Reason(StrEnum):
     NOT_READY = "NotReady"
     UNMANAGED = "Unmanaged"
     UP_TO_DATE = "UpToDate"
+    PRUNED = "Pruned"
     ROLLING_OUT = "RollingOut"
     ROLLOUT_HELD = "RolloutHeld"
     ROLLOUT_FAILED = "RolloutFailed"

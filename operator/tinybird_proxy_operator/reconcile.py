@@ -1,14 +1,15 @@
 """Reconcile one TinybirdProxy from the whole state: read, decide, apply, prune, observe, tell. Same result twice.
 
-Nothing here depends on which event came. What decides is pure (``checks``, ``manifests``, ``status``); what is read and
-written goes through ``kube`` and ``pods``.
+Nothing here depends on which event came, only on whether one did: while everything is applied and none comes, a look
+is for the figures, and reads no more than the token, the Deployment and the pods. What decides is pure (``checks``,
+``manifests``, ``status``); what is read and written goes through ``kube`` and ``pods``.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from tinybird_proxy_operator import checks, manifests
 from tinybird_proxy_operator.children import (
@@ -17,13 +18,14 @@ from tinybird_proxy_operator.children import (
     controller_uid,
     image_of,
     is_ours,
+    labelled,
     prune,
     put,
     template_hash,
     with_template_hash,
 )
 from tinybird_proxy_operator.credentials import Token, ensure_generated, read_token
-from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NotFound, SpecError
+from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests import Desired
@@ -39,6 +41,8 @@ from tinybird_proxy_operator.status import differs, make_status
 SOON_S = 2.0
 FIGURES_S = 10.0
 _PODS_ASKED_AT_ONCE = 10
+# No pod goes out without them: it could not start, or more could reach it than its resource allows.
+_BEFORE_PODS: Final = ("ServiceAccount", "NetworkPolicy")
 _POD_MONITORS_OFF = (
     "spec.monitoring.podMonitor: the operator has no right to make PodMonitors. Set it to Disabled, or ask whoever runs"
     " the operator to set its chart's rbac.podMonitors to true."
@@ -46,6 +50,18 @@ _POD_MONITORS_OFF = (
 _NO_POD_MONITORS = (
     "spec.monitoring.podMonitor: the cluster has no PodMonitors. Install prometheus-operator, or set it to Disabled."
 )
+_Result = TypeVar("_Result")
+_Asked = tuple[str, int, Mapping[str, str]]  # uid, generation and annotations of a resource
+
+
+@dataclass(slots=True, kw_only=True)
+class _Outcome:
+    """What came of applying. ``held``: why a changed template waits. ``rest``: there is more to do next time."""
+
+    problems: list[Problem] = field(default_factory=list)
+    held: str | None = None
+    deployment: Object | None = None
+    rest: bool = False
 
 
 @dataclass(slots=True)
@@ -62,9 +78,19 @@ class Reconciler:
     _figures_at: dict[Key, float] = field(default_factory=dict)
     _applied: dict[Key, dict[str, str]] = field(default_factory=dict)
     _rolling: set[Key] = field(default_factory=set)
+    _changed: set[Key] = field(default_factory=set)
+    _in_order: dict[Key, _Asked] = field(default_factory=dict)  # what is all applied
+    _ending: dict[Key, str] = field(default_factory=dict)  # uid of a resource whose namespace is being deleted
+
+    def changed(self, key: Key) -> None:
+        """Something happened, or may have: the next look is at everything."""
+        self._changed.add(key)
 
     async def reconcile(self, key: Key) -> float | None:
         """Make the cluster what the resource asks. Answers when to look again; raises ``KubeError`` to try again."""
+        if key in self._changed:  # what happens from here on is for the next look
+            self._changed.discard(key)
+            self._in_order.pop(key, None)
         body = await self.kube.find(KIND, key.namespace, key.name)
         spec = None if body is None else body.get("spec") or {}
         controller_class = spec.get("controllerClass", "") if isinstance(spec, Mapping) else ""
@@ -75,17 +101,28 @@ class Reconciler:
         ):
             self._forget(key)
             return None
+        if self._ending.get(key) == body["metadata"]["uid"]:
+            return None
+        try:
+            return await self._look(key, body)
+        except NamespaceTerminating:
+            self._forget(key)
+            self._ending[key] = body["metadata"]["uid"]  # that is never taken back, and everything goes with it
+            return None
+
+    async def _look(self, key: Key, body: Object) -> float | None:
         try:
             proxy = parse(body)
         except SpecError as error:
             proxy = parse({**body, "spec": {}})  # good for telling, not for carrying out
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
-            observed = replace(await self._observe(proxy, problems), uses_own_token=None)
-            return await self._report(key, proxy, body, observed)
+            observed = await self._observe(proxy, problems, await self._deployment(proxy))
+            return await self._report(key, proxy, body, replace(observed, uses_own_token=None))
         if proxy.spec.management_state == "Unmanaged":
             self._rolling.discard(key)
             self._applied.pop(key, None)
-            return await self._report(key, proxy, body, await self._observe(proxy, [], managed=False))
+            observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
+            return await self._report(key, proxy, body, observed)
         if proxy.spec.replicas is None:
             await self._seed_replicas(proxy)
             return 0.0
@@ -96,28 +133,37 @@ class Reconciler:
         self._figures_at.pop(key, None)
         self._applied.pop(key, None)
         self._rolling.discard(key)
+        self._changed.discard(key)
+        self._in_order.pop(key, None)
+        self._ending.pop(key, None)
 
     async def _carry_out(self, key: Key, proxy: Proxy, body: Object) -> float | None:
         problems = [Problem(reason=reason, message=text) for reason, text in checks.problems(proxy, self.settings)]
         token = await self._token(proxy)
         if token.problem is not None:
             problems.append(token.problem)
-        held = None
-        if not problems:
-            try:
-                held = await self._apply(key, proxy)
-            except NameTaken as taken:
-                problems.append(Problem(reason=Reason.NAME_TAKEN, message=str(taken)))
-            except (Invalid, Forbidden) as refused:
-                problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
-            except SpecError as error:
-                problems += [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
-        observed = await self._observe(proxy, problems, token=token, held=held)
+        known, present = self._in_order.pop(key, None), (proxy.uid, proxy.generation, proxy.annotations)
+        live = await self._deployment(proxy) if problems or known == present else None
+        if problems:
+            outcome = _Outcome(problems=problems, deployment=live)
+        elif known == present and live is not None and is_ours(live, proxy):
+            outcome = _Outcome(deployment=live)
+            self._in_order[key] = present
+            if read_workload(live).settled:
+                self._rolling.discard(key)
+        else:
+            outcome = await self._apply(key, proxy)
+            if not outcome.problems and outcome.held is None and not outcome.rest:
+                self._in_order[key] = present
+        observed = await self._observe(proxy, outcome.problems, outcome.deployment, token=token, held=outcome.held)
         return await self._report(key, proxy, body, observed)
+
+    async def _deployment(self, proxy: Proxy) -> Object | None:
+        return await self.kube.find("Deployment", proxy.namespace, proxy.name)
 
     async def _seed_replicas(self, proxy: Proxy) -> None:
         """Write ``spec.replicas`` where it is absent: what runs, else 1. Without it ``/scale`` answers 500."""
-        live = await self.kube.find("Deployment", proxy.namespace, proxy.name)
+        live = await self._deployment(proxy)
         replicas = live["spec"].get("replicas", 1) if live is not None and is_ours(live, proxy) else 1
         await self.kube.set_scale(proxy.namespace, proxy.name, replicas, resource_version=proxy.resource_version)
 
@@ -132,42 +178,76 @@ class Reconciler:
             return Token(token.hash, other.problem)
         return token
 
-    async def _apply(self, key: Key, proxy: Proxy) -> str | None:
-        """Create, apply and prune. Returns why a changed template is held back, if it is."""
-        spec = proxy.spec
+    async def _apply(self, key: Key, proxy: Proxy) -> _Outcome:
+        """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
+        spec, out = proxy.spec, _Outcome()
         desired = Desired(proxy=proxy, replicas=spec.replicas or 0, settings=self.settings)
+        try:
+            wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
+        except SpecError as error:
+            problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
+            return _Outcome(problems=problems, deployment=await self._deployment(proxy))
+        found: list[Object] = []
+        for kind in (kind for _, kind in manifests.KINDS if kind != "PodMonitor" or self.settings.pod_monitors):
+            found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
+        lives = {each["kind"]: each for each in found if each["metadata"]["name"] == proxy.name}
+        live = out.deployment = lives.get("Deployment") or await self._deployment(proxy)
         generates_client = spec.tinybird.token_secret_ref is not None and spec.clients.token_secret_ref is None
-        live = await self.kube.find("Deployment", proxy.namespace, proxy.name)
-        made = await ensure_generated(self.kube, desired, self.make_token, client=generates_client)
-        if client_secret(proxy.name) in made and live is not None:
+        secrets = ensure_generated(self.kube, desired, self.make_token, client=generates_client)
+        made = await _tried(secrets, out.problems)
+        if client_secret(proxy.name) in (made or ()) and live is not None:
             text = f"Secret {client_secret(proxy.name)} was gone; there is a new one: apps need its token."
             await self.events.tell(proxy, Reason.CLIENT_TOKEN_REPLACED, text, warning=True)
-        wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
-        held = None
+        complete = made is not None
         for manifest in wanted:
-            if manifest["kind"] != "Deployment":
-                await self._put(proxy, manifest, applied)
-                continue
-            held = await self._hold_back(key, proxy, live, manifest)
-            if held is None:
-                await self._put(proxy, with_template_hash(manifest), applied)
-            elif live is not None and live["spec"].get("replicas") != desired.replicas:
-                await self.kube.set_replicas(proxy.namespace, proxy.name, desired.replicas, uid=live["metadata"]["uid"])
-        kinds = [kind for _, kind in manifests.KINDS if kind != "PodMonitor" or self.settings.pod_monitors]
-        gone = await prune(self.kube, proxy, wanted, kinds)
-        for what in gone:
-            await self.events.tell(proxy, Reason.UP_TO_DATE, f"Deleted: {what}.", warning=False, about=what)
-        return held
+            kind = manifest["kind"]
+            if kind == "Deployment":
+                step = self._put_deployment(key, proxy, manifest, live, applied, out, complete=complete)
+            else:
+                step = self._put(proxy, manifest, applied, lives.get(kind))
+            complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
+        out.rest = not all(applied.get(manifest["kind"]) for manifest in wanted)
+        # What goes may be all that there is until what was refused takes its place.
+        for unwanted in [] if out.problems else found:
+            for what in await _tried(prune(self.kube, proxy, wanted, [unwanted]), out.problems) or ():
+                await self.events.tell(proxy, Reason.PRUNED, f"Deleted: {what}.", warning=False, about=what)
+        return out
 
-    async def _put(self, proxy: Proxy, manifest: Object, applied: dict[str, str]) -> None:
+    async def _put(self, proxy: Proxy, manifest: Object, applied: dict[str, str], live: Object | None) -> Object:
         if manifest["kind"] == "PodMonitor" and not self.settings.pod_monitors:
             raise Invalid(_POD_MONITORS_OFF)
         try:
-            await put(self.kube, proxy, manifest, applied)
+            try:
+                return await put(self.kube, proxy, manifest, applied, live=live)
+            except Conflict:  # replaced since it was read
+                return await put(self.kube, proxy, manifest, applied)
         except NotFound as error:
             if manifest["kind"] != "PodMonitor":
                 raise
             raise Invalid(_NO_POD_MONITORS) from error
+
+    async def _put_deployment(
+        self,
+        key: Key,
+        proxy: Proxy,
+        manifest: Object,
+        live: Object | None,
+        applied: dict[str, str],
+        out: _Outcome,
+        *,
+        complete: bool,
+    ) -> Object | None:
+        """The Deployment, or only its number of pods while its template waits: ``complete``, for nothing else."""
+        out.held = await self._hold_back(key, proxy, live, manifest) if complete else None
+        if complete and out.held is None:
+            out.deployment = await self._put(proxy, with_template_hash(manifest), applied, live)
+        elif live is not None:
+            if not is_ours(live, proxy):
+                raise NameTaken("Deployment", proxy.name)
+            if live["spec"].get("replicas") != (replicas := manifest["spec"]["replicas"]):
+                uid = live["metadata"]["uid"]
+                out.deployment = await self.kube.set_replicas(proxy.namespace, proxy.name, replicas, uid=uid)
+        return out.deployment
 
     async def _hold_back(self, key: Key, proxy: Proxy, live: Object | None, manifest: Object) -> str | None:
         """Why a changed template must not go out now; None if it may."""
@@ -206,12 +286,12 @@ class Reconciler:
         self,
         proxy: Proxy,
         problems: Sequence[Problem],
+        live: Object | None,
         *,
         token: Token | None = None,
         held: str | None = None,
         managed: bool = True,
     ) -> Observed:
-        live = await self.kube.find("Deployment", proxy.namespace, proxy.name)
         ours = live if live is not None and is_ours(live, proxy) else None
         ref = proxy.spec.tinybird.token_secret_ref
         return Observed(
@@ -268,5 +348,18 @@ class Reconciler:
             if condition["type"] == "TokenValid" and condition["status"] == "False" and not observed.problems:
                 await self.events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
         workload = observed.workload
-        moving = workload is not None and (not workload.settled or workload.ready < (observed.wanted_replicas or 0))
+        moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         return SOON_S if moving or observed.held is not None else FIGURES_S
+
+
+async def _tried(step: Awaitable[_Result], problems: list[Problem]) -> _Result | None:
+    """The result, or None and one more problem: what comes after is tried nevertheless. No other error is a refusal."""
+    try:
+        return await step
+    except NamespaceTerminating:
+        raise
+    except NameTaken as taken:
+        problems.append(Problem(reason=Reason.NAME_TAKEN, message=str(taken)))
+    except (Invalid, Forbidden, Conflict) as refused:
+        problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
+    return None

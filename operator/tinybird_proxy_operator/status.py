@@ -10,6 +10,7 @@ from tinybird_proxy_operator.spec import Proxy
 
 FILLING_RATIO = 0.8
 MESSAGE_MAX_CHARS = 1000
+_CHANGE_NOT_SEEN = "Kubernetes has not taken up the last change yet."
 _Judged = tuple[str, Reason, str]  # status, reason, message
 
 
@@ -80,10 +81,19 @@ def _ready(observed: Observed, workload: Workload | None, others: Mapping[Condit
     if token_status == "False":  # noqa: S105 - a condition's status
         return "False", token_reason, token_message
     wanted = observed.wanted_replicas or 0
-    ready = workload.ready if workload is not None else 0
-    if workload is None or not workload.generation_seen or ready < wanted:
-        return "False", Reason.NOT_READY, f"{ready} of {wanted} pods are ready.{_why_not(observed.pods)}"
-    return "True", Reason.READY, f"{ready} of {wanted} pods are ready."
+    if workload is None:
+        return "False", Reason.NOT_READY, f"0 of {wanted} pods are ready."
+    counted = f"{workload.ready} of {wanted} pods are ready."
+    if workload.ready < wanted:
+        return "False", Reason.NOT_READY, counted + _why_not(observed.pods)
+    if workload.ready > wanted:
+        counted = f"{workload.ready} pods are ready, {wanted} are wanted."
+    if not workload.generation_seen:
+        return "False", Reason.NOT_READY, f"{counted} {_CHANGE_NOT_SEEN}"
+    # A connection may not reach a pod that became ready this moment: see minReadySeconds of the Deployment.
+    if workload.available < wanted:
+        return "False", Reason.NOT_READY, f"{counted} {workload.available} of them have been for long enough."
+    return "True", Reason.READY, counted
 
 
 def _why_not(pods: Sequence[PodFacts]) -> str:
@@ -98,9 +108,12 @@ def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
         return "False", Reason.NOT_READY, "Nothing was rolled out yet."
     if workload.failed is not None:
         return "False", Reason.ROLLOUT_FAILED, workload.failed
+    if not workload.generation_seen:
+        return "True", Reason.ROLLING_OUT, _CHANGE_NOT_SEEN
     if not workload.settled or workload.available < (observed.wanted_replicas or 0):
-        return "True", Reason.ROLLING_OUT, f"{workload.updated} of {workload.replicas} pods run the present template."
-    return "False", Reason.UP_TO_DATE, "Every pod runs the present template."
+        text = f"{workload.updated} of {workload.replicas} pods run the Deployment's present template."
+        return "True", Reason.ROLLING_OUT, f"{text} {workload.available} are available."
+    return "False", Reason.UP_TO_DATE, "Every pod runs the Deployment's present template."
 
 
 def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
@@ -111,7 +124,11 @@ def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
         return "True", Reason.PODS_FAILING, _why_not(waiting).strip()
     if workload is not None and workload.failed is not None:
         return "True", Reason.ROLLOUT_FAILED, workload.failed
-    return "False", Reason.AS_EXPECTED, "Everything is as the resource asks."
+    if not observed.managed:
+        return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator does not compare."
+    if observed.held is not None:
+        return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied, but what is held back."
+    return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied."
 
 
 def _token_valid(observed: Observed) -> _Judged:
@@ -129,35 +146,54 @@ def _token_valid(observed: Observed) -> _Judged:
     if rejected:
         text = f"Tinybird refuses the changed token of {secret} ({_some(rejected)}); the one before it stays in use."
         return "False", Reason.CANDIDATE_REJECTED, text
-    denied = [name for name, report in reports if report.token_denied]
-    if denied:
-        text = f"Tinybird refuses the token of {secret} ({_some(denied)}): rows are kept. Put the right token there."
+    expected = observed.expected_token_hash
+    denied = {name: report.token_hash for name, report in reports if report.token_denied}
+    if denied and (expected is None or expected in denied.values()):
+        pods = [name for name, used in denied.items() if used == (expected or used)]
+        text = f"Tinybird refuses the token of {secret} ({_some(pods)}): rows are kept. Put the right token there."
         return "False", Reason.REJECTED, text
-    if any(report.token_accepted for _, report in reports):
+    if denied:
+        text = f"Tinybird refuses the token that is used by {_some(list(denied))}: rows are kept."
+        return "False", Reason.REJECTED, f"{text} They have not read the one that is in {secret} now."
+    accepted = {report.token_hash for _, report in reports if report.token_accepted}
+    if accepted and (expected is None or expected in accepted):
         return "True", Reason.ACCEPTED, f"Tinybird accepts the token of {secret}."
+    if accepted:
+        text = f"Tinybird accepts the token that pods use. The one that is in {secret} now was not used yet."
+        return "Unknown", Reason.NOT_USED_YET, text
     if reports:
-        return "Unknown", Reason.NOT_USED_YET, "No row was sent with the token yet."
-    return "Unknown", Reason.UNKNOWN, "No pod has answered yet."
+        return "Unknown", Reason.NOT_USED_YET, "Tinybird has not answered to the token yet."
+    return "Unknown", Reason.UNKNOWN, _no_answer(observed.pods)
 
 
 def _buffer_healthy(observed: Observed) -> _Judged:
     killed = [pod.name for pod in observed.pods if pod.out_of_memory]
     if killed:
-        text = f"{_some(killed)} ran out of memory: what was in the buffer is lost. Raise pod.resources.limits.memory."
+        text = (
+            f"{_some(killed)} ran out of memory: what was in the buffer then is lost."
+            " Raise pod.resources.limits.memory."
+        )
         return "False", Reason.OUT_OF_MEMORY, text
     reports = [pod.report for pod in observed.pods if pod.report is not None]
     if not reports:
-        return "Unknown", Reason.UNKNOWN, "No pod has answered yet."
+        return "Unknown", Reason.UNKNOWN, _no_answer(observed.pods)
     stuck_rows = sum(report.stuck_rows for report in reports)
     if stuck_rows:
         why = next(sentence for report in reports for sentence in report.stuck)
-        return "False", Reason.NOT_DELIVERING, f"{two_digits(stuck_rows):,} rows wait and are not delivered. {why}"
+        rows = f"{'About ' if stuck_rows > 99 else ''}{two_digits(stuck_rows):,} rows"
+        return "False", Reason.NOT_DELIVERING, f"{rows} wait and are not delivered. {why}"
     fullest = max(report.utilisation for report in reports)
     if fullest >= 1.0:
         return "False", Reason.FULL, "A buffer is full: clients get 503 and are asked to come back."
     if fullest >= FILLING_RATIO:
-        return "False", Reason.FILLING, f"A buffer is {fullest:.0%} full."
-    return "True", Reason.HEALTHY, "Rows are delivered."
+        return "False", Reason.FILLING, f"A buffer is {math.floor(fullest * 100)}% full."
+    silent = len(observed.pods) - len(reports)
+    text = "Rows are delivered." if any(report.rows for report in reports) else "Nothing is buffered."
+    return "True", Reason.HEALTHY, f"{text} {silent} of {len(observed.pods)} pods do not answer." if silent else text
+
+
+def _no_answer(pods: Sequence[PodFacts]) -> str:
+    return "No pod answers." if pods else "There are no pods."
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,18 +1,12 @@
-"""charts/tinybird-proxy as its tests see it: rendered pods, what is in them, and refusals."""
+"""charts/tinybird-proxy as its tests see it: rendered pods, and what is in them."""
 
 from typing import Final
 
-import pytest
-import yaml
-from tests.charts.rendering import ROOT, Object, helm, one, values_files
+from tests.charts.rendering import ROOT, Object, one
 
 PROXY: Final = ROOT / "charts" / "tinybird-proxy"
 EVERY: Final = PROXY / "ci" / "everything-values.yaml"
 OWN: Final[Object] = {"tinybird": {"token": {"existingSecret": "tinybird"}}, "clients": {"existingSecret": "apps"}}
-
-
-def with_each_file() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("values", values_files(PROXY), ids=lambda path: path.stem.removesuffix("-values"))
 
 
 def template(rendered: list[Object]) -> Object:
@@ -45,9 +39,3 @@ def files(pod: Object) -> set[str]:
     # A file mounted by subPath never changes with its Secret.
     assert all(mount["readOnly"] and "subPath" not in mount for mount in mounts.values())
     return {f"{mounts[v['name']]['mountPath']}/{item['path']}" for v in volumes for item in v["secret"]["items"]}
-
-
-def refusal(given: Object) -> str:
-    refused = helm("template", "release", PROXY, "--values", "-", given=yaml.safe_dump(given))
-    assert refused.returncode != 0, refused.stdout[:2000]
-    return refused.stderr

@@ -1,12 +1,24 @@
 """charts/tinybird-proxy-operator: what it renders from which values, what it refuses, and what it may do."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.charts.rendering import OPERATOR, Object, helm, objects, one, render, values_files
+from tests.charts.rendering import (
+    OPERATOR,
+    Object,
+    helm,
+    is_named,
+    keys,
+    objects,
+    one,
+    refusal,
+    render,
+    schema_names,
+    values_files,
+    with_each_file,
+)
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator import settings
@@ -48,10 +60,6 @@ def rights(role: Object) -> dict[tuple[str, str], tuple[str, ...]]:
     return found
 
 
-def with_each_file() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("values", values_files(OPERATOR), ids=lambda path: path.stem.removesuffix("-values"))
-
-
 def container(rendered: list[Object]) -> Object:
     [found] = one(rendered, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert isinstance(found, dict)
@@ -77,14 +85,14 @@ def test_the_chart_has_the_versions_of_the_package() -> None:
     assert {image["image"].rpartition(":")[2] for image in images} == {__version__}
 
 
-@with_each_file()
+@with_each_file(OPERATOR)
 def test_helm_has_nothing_to_complain_of(values: Path) -> None:
     linted = helm("lint", "--strict", OPERATOR, "--values", values)
     assert linted.returncode == 0, linted.stdout + linted.stderr
     assert "[WARNING]" not in linted.stdout + linted.stderr
 
 
-@with_each_file()
+@with_each_file(OPERATOR)
 def test_every_object_says_where_it_belongs(values: Path) -> None:
     rendered = render(OPERATOR, values=values)
     common = yaml.safe_load(values.read_text() or "{}") or {}
@@ -103,7 +111,7 @@ def test_every_object_says_where_it_belongs(values: Path) -> None:
         assert len(metadata["name"]) <= 63
 
 
-@with_each_file()
+@with_each_file(OPERATOR)
 def test_the_operator_understands_the_environment_that_the_chart_gives_it(values: Path) -> None:
     rendered = render(OPERATOR, values=values)
     understood = settings.from_env(environment(rendered))
@@ -191,7 +199,7 @@ def test_nobody_but_the_operator_may_write_a_status() -> None:
     assert all(group == GROUP for group, _ in rights(view) | rights(edit))
 
 
-@with_each_file()
+@with_each_file(OPERATOR)
 def test_every_pod_meets_the_standard_restricted(values: Path) -> None:
     rendered = render(OPERATOR, values=values)
     pods = [one(rendered, "Deployment")["spec"]["template"]["spec"], one(rendered, "Pod")["spec"]]
@@ -242,6 +250,28 @@ def test_the_pod_changes_with_nothing_but_what_it_consumes() -> None:
     assert one(render(OPERATOR, given=more), "Deployment")["spec"]["template"] == template
 
 
+def test_labels_that_are_given_twice_are_there_once_and_the_closest_value_wins() -> None:
+    parts = {"podMonitor": "PodMonitor", "prometheusRule": "PrometheusRule", "dashboard": "ConfigMap"}
+    aggregate = "rbac.authorization.k8s.io/aggregate-to-view"
+    given = {
+        "commonLabels": {"team": "a", "sub-component": "operator", aggregate: "false"},
+        "monitoring": {part: {"enabled": True, "labels": {"team": part}} for part in parts},
+    }
+    rendered = render(OPERATOR, given=given)
+    for part, kind in parts.items():
+        assert one(rendered, kind)["metadata"]["labels"]["team"] == part
+    assert one(rendered, "ClusterRole", "-view")["metadata"]["labels"][aggregate] == "true"
+    for kind in ("Service", "Pod"):
+        labels = one(rendered, kind)["metadata"]["labels"]
+        assert (labels["team"], labels["sub-component"]) == ("a", "operator")
+    assert one(rendered, "Pod")["metadata"]["labels"]["app.kubernetes.io/component"] == "test"
+
+
+def test_labels_of_a_part_may_be_left_out() -> None:
+    given: Object = {"monitoring": {"dashboard": {"enabled": True, "labels": None}}}
+    assert "grafana_dashboard" not in one(render(OPERATOR, given=given), "ConfigMap")["metadata"]["labels"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -263,23 +293,19 @@ def test_the_pod_changes_with_nothing_but_what_it_consumes() -> None:
         ({"upgrade": {"maxConcurrent": 0}}, "at '/upgrade/maxConcurrent': minimum: got 0, want 1"),
         ({"fullnameOverride": "x" * 53}, "at '/fullnameOverride': maxLength: got 53, want 52"),
         ({"commonLabels": {"app.kubernetes.io/name": "x"}}, "commonLabels: app.kubernetes.io/name is set by the chart"),
+        ({"commonLabels": {"pod-template-hash": "x"}}, "commonLabels: pod-template-hash is set by the chart, by Kub"),
+        ({"commonLabels": {"tinybird-proxy.io/proxy": "x"}}, "commonLabels: tinybird-proxy.io/proxy is set by"),
+        (
+            {"monitoring": {"podMonitor": {"labels": {"helm.sh/chart": "x"}}}},
+            "monitoring.podMonitor.labels: helm.sh/chart is set by the chart",
+        ),
         ({"extraEnv": [{"name": "PROXY_IMAGE", "value": "x"}]}, "extraEnv: PROXY_IMAGE is set from a value of its own"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "at '/monitoring/podMonitor/interval': 'often' does"),
     ],
     ids=lambda part: part[:40] if isinstance(part, str) else "",
 )
 def test_a_wrong_value_is_refused_with_its_place_and_what_is_right(given: Object, message: str) -> None:
-    refused = helm("template", "release", OPERATOR, "--values", "-", given=yaml.safe_dump(given))
-    assert refused.returncode != 0
-    assert message in refused.stderr
-
-
-def keys(node: yaml.MappingNode, path: str = "") -> Iterator[tuple[str, int, yaml.Node]]:
-    """Every key of a mapping and of those in it: path, line from 0, value."""
-    for key, value in node.value:
-        yield f"{path}{key.value}", key.start_mark.line, value
-        if isinstance(value, yaml.MappingNode):
-            yield from keys(value, f"{path}{key.value}.")
+    assert message in refusal(OPERATOR, given)
 
 
 def test_every_value_has_a_comment_and_a_place_in_the_schema() -> None:
@@ -294,22 +320,7 @@ def test_every_value_has_a_comment_and_a_place_in_the_schema() -> None:
         elif not inherited:
             assert isinstance(value, yaml.MappingNode), f"{path} has no comment"
     schema = yaml.safe_load((OPERATOR / "values.schema.json").read_text())
-    assert _names(schema) - {"global"} == {path for path, _, _ in keys(root) if _is_named(schema, path)}
-
-
-def _names(schema: Object, path: str = "") -> set[str]:
-    assert "description" in schema or "title" in schema, path
-    found = set()
-    for name, inner in schema.get("properties", {}).items():
-        found |= {f"{path}{name}", *_names(inner, f"{path}{name}.")}
-    return found
-
-
-def _is_named(schema: Object, path: str) -> bool:
-    """Whether the schema names the fields of what holds `path`."""
-    for part in path.split(".")[:-1]:
-        schema = schema.get("properties", {}).get(part, {})
-    return "properties" in schema
+    assert schema_names(schema) - {"global"} == {path for path, _, _ in keys(root) if is_named(schema, path)}
 
 
 def test_the_notes_name_the_next_command() -> None:

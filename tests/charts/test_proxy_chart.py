@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.charts.proxy_chart import EVERY, OWN, PROXY, container, environment, files, template, with_each_file
-from tests.charts.rendering import OPERATOR, Object, helm, objects, one, render, values_files
-from tests.charts.test_operator_chart import _is_named, _names, keys
+from tests.charts.proxy_chart import EVERY, OWN, PROXY, container, environment, files, template
+from tests.charts.rendering import (
+    OPERATOR,
+    Object,
+    helm,
+    is_named,
+    keys,
+    objects,
+    one,
+    render,
+    schema_names,
+    values_files,
+    with_each_file,
+)
 
 from tinybird_proxy import __version__
 from tinybird_proxy.config import Config, from_env, suspicious_variables
@@ -35,7 +46,7 @@ def test_the_chart_has_the_version_of_the_package() -> None:
     assert image["image"] == container(template(render(PROXY)))["image"]
 
 
-@with_each_file()
+@with_each_file(PROXY)
 def test_helm_has_nothing_to_complain_of(values: Path) -> None:
     linted = helm("lint", "--strict", PROXY, "--values", values)
     assert linted.returncode == 0, linted.stdout + linted.stderr
@@ -47,7 +58,7 @@ def test_the_defaults_are_what_they_were() -> None:
     assert render(PROXY) == objects(GOLDEN.read_text())
 
 
-@with_each_file()
+@with_each_file(PROXY)
 def test_every_object_says_where_it_belongs(values: Path) -> None:
     rendered = render(PROXY, values=values)
     common = (yaml.safe_load(values.read_text()) or {}).get("commonLabels", {})
@@ -63,7 +74,7 @@ def test_every_object_says_where_it_belongs(values: Path) -> None:
         assert len(metadata["name"]) <= 63
 
 
-@with_each_file()
+@with_each_file(PROXY)
 def test_the_proxy_understands_the_environment_that_the_chart_gives_it(values: Path) -> None:
     rendered = render(PROXY, values=values)
     pods = [template(rendered), one(rendered, "Pod", "-test-upstream")]
@@ -138,7 +149,7 @@ def test_selectors_find_the_proxies_and_only_them(values: Path) -> None:
     assert not names.selector_labels("release").items() <= pod.items()
 
 
-@with_each_file()
+@with_each_file(PROXY)
 def test_every_pod_meets_the_standard_restricted(values: Path) -> None:
     rendered = render(PROXY, values=values)
     pods = [template(rendered), *(each for each in rendered if each["kind"] == "Pod")]
@@ -171,7 +182,7 @@ def test_the_admin_port_is_for_nobody_but_those_who_are_named() -> None:
 
 def test_labels_that_are_given_twice_are_there_once() -> None:
     given = {
-        "commonLabels": {"team": "a"},
+        "commonLabels": {"team": "a", "sub-component": "proxy"},
         "podLabels": {"team": "b"},
         "monitoring": {"dashboard": {"enabled": True, "labels": {"team": "c"}}},
     }
@@ -179,6 +190,8 @@ def test_labels_that_are_given_twice_are_there_once() -> None:
     assert template(rendered)["metadata"]["labels"]["team"] == "b"
     assert one(rendered, "ConfigMap")["metadata"]["labels"]["team"] == "c"
     assert one(rendered, "Service")["metadata"]["labels"]["team"] == "a"
+    tester = one(rendered, "Pod", "-test-service")["metadata"]["labels"]
+    assert (tester["sub-component"], tester["app.kubernetes.io/component"]) == ("proxy", "test")
 
 
 def test_the_dashboard_and_the_alerts_are_those_of_the_operators_chart() -> None:
@@ -209,8 +222,8 @@ def test_every_value_has_a_comment_and_a_place_in_the_schema() -> None:
             assert isinstance(value, yaml.MappingNode), f"{path} has no comment"
             assert value.value, f"{path} has no comment"
     schema = yaml.safe_load((PROXY / "values.schema.json").read_text())
-    assert _names(schema) - {"global"} - {"resources.limits", "resources.requests"} == {
-        path for path, _, _ in keys(root) if _is_named(schema, path)
+    assert schema_names(schema) - {"global"} - {"resources.limits", "resources.requests"} == {
+        path for path, _, _ in keys(root) if is_named(schema, path)
     }
 
 

@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from tests.charts.proxy_chart import OWN, refusal
-from tests.charts.rendering import Object
+from tests.charts.proxy_chart import OWN, PROXY
+from tests.charts.rendering import Object, refusal
 
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.spec import quantity_bytes
@@ -16,11 +16,13 @@ def test_a_size_that_is_none_or_out_of_bounds_is_refused(size: str) -> None:
     try:
         meant = quantity_bytes(size, field="")
     except SpecError:
-        assert f'buffer.maxSize: "{size}" is not a size such as 512Mi or 10M' in refusal({"buffer": {"maxSize": size}})
+        assert f'buffer.maxSize: "{size}" is not a size such as 512Mi or 10M' in refusal(
+            PROXY, {"buffer": {"maxSize": size}}
+        )
     else:
         assert not 1000 <= meant <= 10**12
         assert re.search(
-            r"buffer\.maxSize: .* (must be from 1k to 1T|is not a size)", refusal({"buffer": {"maxSize": size}})
+            r"buffer\.maxSize: .* (must be from 1k to 1T|is not a size)", refusal(PROXY, {"buffer": {"maxSize": size}})
         )
 
 
@@ -91,15 +93,16 @@ def test_a_size_that_is_none_or_out_of_bounds_is_refused(size: str) -> None:
     ids=lambda part: part[:40] if isinstance(part, str) else "",
 )
 def test_a_wrong_value_is_refused_with_its_place_and_what_is_right(given: Object, message: str) -> None:
-    assert message in refusal(given)
+    assert message in refusal(PROXY, given)
 
 
 def test_all_that_is_wrong_is_said_at_once_and_no_secret_with_it() -> None:
     said = refusal(
+        PROXY,
         {
             "tinybird": {"url": "https://me:hunter2@api.tinybird.co", "token": {"value": "p.secret "}},
             "batch": {"maxSize": "10MB"},
-        }
+        },
     )
     for place in (
         "tinybird.url: must be an origin",

@@ -21,17 +21,46 @@ class Receiver(OtlpReceiver):
 with Receiver(4318) as server:
     server.serve_forever()
 """
+# Posts one row, with the id `one`: URL DATA_SOURCE TOKEN
+POST: Final = """
+import sys, urllib.request
+
+url, name, token = sys.argv[1:]
+headers = {"Authorization": f"Bearer {token}"}
+request = urllib.request.Request(f"{url}/v0/events?name={name}", data=b'{"id":"one"}', headers=headers)
+print(urllib.request.urlopen(request, timeout=10).status)
+"""
+# Four pods of `tuned` ask for a CPU each, and the cluster of tests/cluster may be a machine with two.
+SMALL_REPLICAS: Final = 1
+SMALL_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
+# The tests' operator has the chart's own rbac.podMonitors, which is false.
+POD_MONITORS_OFF: Final = (
+    "spec.monitoring.podMonitor: the operator has no right to make PodMonitors. Set it to Disabled, or ask whoever runs"
+    " the operator to set its chart's rbac.podMonitors to true."
+)
 
 
 def _here(example: Path, namespace: Namespace) -> list[dict[str, Any]]:
-    """An example with the addresses and the token of this namespace."""
+    """An example with the addresses, the token and the clients of this namespace, and no more CPUs than it has."""
     objects = documents(example)
     for each in objects:
         if each["kind"] == "TinybirdProxy":
-            each["spec"].setdefault("tinybird", {})["url"] = namespace.tinybird_url
+            _place(each["spec"], namespace)
         elif "p.YOUR-TOKEN" in each["stringData"].values():
             each["stringData"]["token"] = TINYBIRD_TOKEN
     return objects
+
+
+def _place(spec: dict[str, Any], namespace: Namespace) -> None:
+    spec.setdefault("tinybird", {})["url"] = namespace.tinybird_url
+    if "telemetry" in spec:
+        spec["telemetry"]["otlpEndpoint"] = f"http://collector.{namespace.name}.svc:4318"
+    for direction in spec.get("networkPolicy", {}).keys() & {"from", "metricsFrom"}:
+        here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}}
+        spec["networkPolicy"][direction] = [here]
+    if "requests" in spec.get("pod", {}).get("resources", {}):
+        spec["pod"]["resources"]["requests"] = SMALL_REQUESTS
+        spec["replicas"] = SMALL_REPLICAS
 
 
 def _collector(namespace: Namespace) -> list[dict[str, Any]]:
@@ -76,6 +105,45 @@ def test_a_client_without_the_token_is_refused(namespace: Namespace) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_taken_as_it_is_printed(namespace: Namespace, example: Path) -> None:
     namespace.kubectl("apply", "--filename", example, "--dry-run=server")
+
+
+def _way_in(objects: list[dict[str, Any]], namespace: Namespace) -> tuple[str, str]:
+    """A data source and a token that the example lets clients use for it."""
+    proxy, secrets = objects[-1], {each["metadata"]["name"]: each["stringData"] for each in objects[:-1]}
+    if "clients" in proxy["spec"]:
+        first = secrets[proxy["spec"]["clients"]["tokenSecretRef"]["name"]]["token"].splitlines()[0].split()
+        [allowed] = [word.removeprefix("allow=") for word in first if word.startswith("allow=")]
+        return allowed.split(",")[0], first[0]
+    if "tokenSecretRef" in proxy["spec"]["tinybird"]:
+        return "events", namespace.client_token(proxy["metadata"]["name"])
+    return "events", TINYBIRD_TOKEN
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_becomes_ready_and_delivers(namespace: Namespace, example: Path) -> None:
+    objects = _here(example, namespace)
+    proxy, name = objects[-1], objects[-1]["metadata"]["name"]
+    namespace.apply(*objects)
+    if "monitoring" in proxy["spec"]:
+        assert namespace.until_condition("Ready", "False", "ApplyRefused", name=name) == POD_MONITORS_OFF
+        proxy["spec"]["monitoring"]["podMonitor"] = "Disabled"  # as the sentence says
+        namespace.apply(proxy)
+    namespace.wait_ready(name, timeout_s=80)
+    namespace.until_condition("Degraded", "False", "AsExpected", name=name)
+    assert len(namespace.pods(name)) == proxy["spec"]["replicas"]
+    data_source, token = _way_in(objects, namespace)
+
+    def taken() -> bool:
+        # kube-proxy hears of a pod that has become ready a moment after everybody else.
+        args = (namespace.service_url(name), data_source, token)
+        return namespace.kubectl("exec", "tinybird", "--", "python", "-c", POST, *args).strip() == "202"
+
+    until("a row is taken", taken)
+    url = f"http://127.0.0.1:7181/v0/sql?q=SELECT%20id%20FROM%20{data_source}%20FORMAT%20JSON&token={TINYBIRD_TOKEN}"
+    until("the row in Tinybird", lambda: {row["id"] for row in namespace.client("get", url)["data"]} == {"one"})
+    if "ingress" in proxy["spec"]:
+        rules = namespace.get("ingress", name)["spec"]["rules"]
+        assert [rule["host"] for rule in rules] == [proxy["spec"]["ingress"]["host"]]
 
 
 def test_what_cannot_be_is_refused_with_a_sentence_and_what_can_be_is_taken(namespace: Namespace) -> None:

@@ -150,7 +150,12 @@ class Cluster:
         self.api.put({"kind": "Secret", "metadata": metadata, "data": {key: value}})
 
     async def reconcile(self, name: str = "events") -> float | None:
-        """Reconcile until nothing more is to be done at once."""
+        """Reconcile everything, as after an event, until nothing more is to be done at once."""
+        self.reconciler.changed(Key("shop", name))
+        return await self.look(name)
+
+    async def look(self, name: str = "events") -> float | None:
+        """Reconcile because it is time again, without an event, until nothing more is to be done at once."""
         for _ in range(4):
             if (again_s := await self.reconciler.reconcile(Key("shop", name))) != 0.0:
                 return again_s

@@ -7,10 +7,11 @@ from tests.operator.clusters import owned
 from tests.operator.resources import UID, desired, resource
 
 from tinybird_proxy_operator import children, manifests
-from tinybird_proxy_operator.children import NameTaken, applied_template, contains, is_ours, prune, put
+from tinybird_proxy_operator.children import NameTaken, applied_template, contains, is_ours, labelled, prune, put
+from tinybird_proxy_operator.errors import Invalid
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.manifests import deployment, service
-from tinybird_proxy_operator.names import child_labels
+from tinybird_proxy_operator.names import FIELD_MANAGER, child_labels
 from tinybird_proxy_operator.testing.fake_api import FakeApi
 
 PROXY = resource()
@@ -84,13 +85,93 @@ async def test_pruning_deletes_what_is_ours_and_unwanted_and_nothing_else(api: F
             "metadata": {**SERVICE["metadata"], "name": "going", "deletionTimestamp": "2026-01-01T00:00:00Z"},
         }
     )
-    assert await prune(kube, PROXY, [SERVICE], KINDS) == ["Service old"]
+    found = [each for kind in KINDS for each in await labelled(kube, PROXY, kind)]
+    assert await prune(kube, PROXY, [SERVICE], found) == ["Service old"]
     assert set(api.names("Service")) == {"events", "labelled", "another-owners", "going"}
 
 
 async def test_a_kind_that_the_cluster_does_not_have_is_not_looked_for_in_vain(api: FakeApi, kube: Kube) -> None:
     assert "PodMonitor" not in api.kinds
-    assert await prune(kube, PROXY, [], ["PodMonitor"]) == []
+    assert await labelled(kube, PROXY, "PodMonitor") == []
+
+
+async def test_pruning_leaves_a_strangers_object_that_took_the_name_meanwhile(api: FakeApi, kube: Kube) -> None:
+    await put(kube, PROXY, SERVICE, {})
+    found = await labelled(kube, PROXY, "Service")
+    api.remove("Service", "events")
+    theirs = api.put({"kind": "Service", "metadata": {"name": "events", "namespace": "shop"}})
+    assert await prune(kube, PROXY, [], found) == []
+    assert api.get("Service", "events") == theirs
+
+
+async def test_a_child_that_was_read_already_is_not_read_again(api: FakeApi, kube: Kube) -> None:
+    await put(kube, PROXY, SERVICE, {})
+    (live,) = await labelled(kube, PROXY, "Service")
+    assert live == api.get("Service", "events")
+    api.asked.clear()
+    applied: dict[str, str] = {}
+    live = await put(kube, PROXY, SERVICE, applied, live=live)
+    assert [asked.method for asked in api.asked] == ["PATCH"]
+    assert await put(kube, PROXY, SERVICE, applied, live=live) == live
+    assert len(api.asked) == 1
+
+
+def ports(api: FakeApi) -> list[tuple[str, int]]:
+    return [(port["name"], port["port"]) for port in api.get("Service", "events")["spec"]["ports"]]
+
+
+def move_port(api: FakeApi, port: int) -> None:
+    """Change the Service's port as `kubectl edit` does: the entry is another one then, and its editor's."""
+    live = api.get("Service", "events")
+    (entry,) = live["spec"]["ports"]
+    editor = {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:ports": {}}}}
+    metadata = {**live["metadata"], "managedFields": [*live["metadata"]["managedFields"], editor]}
+    api.put({**live, "metadata": metadata, "spec": {**live["spec"], "ports": [{**entry, "port": port}]}})
+
+
+async def test_a_port_that_somebody_changed_is_changed_back_though_it_cannot_be_applied(
+    api: FakeApi, kube: Kube
+) -> None:
+    applied: dict[str, str] = {}
+    await put(kube, PROXY, SERVICE, applied)
+    move_port(api, 8080)
+    with pytest.raises(Invalid, match='Duplicate value: "events"'):
+        await kube.apply(SERVICE, uid=api.get("Service", "events")["metadata"]["uid"])
+    api.asked.clear()
+    live = await put(kube, PROXY, SERVICE, applied)
+    assert ports(api) == [("events", 80)]
+    assert live == api.get("Service", "events")
+    assert [asked.content_type for asked in api.asked if asked.method == "PATCH"] == [
+        "application/apply-patch+yaml",
+        "application/merge-patch+json",
+    ]
+
+
+async def test_a_child_that_was_overwritten_is_applied_once_more_and_then_left(api: FakeApi, kube: Kube) -> None:
+    applied: dict[str, str] = {}
+    await put(kube, PROXY, SERVICE, applied)
+    move_port(api, 8080)
+    await put(kube, PROXY, SERVICE, applied)
+    assert not applied["Service"]
+    await put(kube, PROXY, SERVICE, applied)
+    (entry,) = api.get("Service", "events")["metadata"]["managedFields"]
+    assert (entry["manager"], entry["operation"]) == (FIELD_MANAGER, "Apply")
+    api.asked.clear()
+    await put(kube, PROXY, SERVICE, applied)
+    assert api.writes == []
+
+
+async def test_what_can_be_neither_applied_nor_overwritten_is_refused_in_the_api_servers_words(
+    api: FakeApi, kube: Kube
+) -> None:
+    applied: dict[str, str] = {}
+    await put(kube, PROXY, SERVICE, applied)
+    before = api.get("Service", "events")
+    api.fail(422, method="PATCH", times=2, message="spec.ports: no")
+    with pytest.raises(Invalid, match=r"spec\.ports: no"):
+        await put(kube, PROXY, {**SERVICE, "spec": {**SERVICE["spec"], "type": "NodePort"}}, applied)
+    assert api.get("Service", "events") == before
+    assert "Service" not in applied
 
 
 def test_a_deployment_says_which_template_was_applied() -> None:

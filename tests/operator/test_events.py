@@ -2,9 +2,11 @@
 
 from itertools import count
 
+import pytest
 from tests.operator.clusters import Clock
 from tests.operator.resources import UID, resource
 
+from tinybird_proxy_operator.errors import NamespaceTerminating
 from tinybird_proxy_operator.events import REPEAT_AFTER_S, Events
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.names import FIELD_MANAGER, KIND, Reason
@@ -54,6 +56,12 @@ async def test_an_event_that_could_not_be_written_is_told_next_time(api: FakeApi
     assert api.all("Event") == []
     await told.tell(PROXY, Reason.NAME_TAKEN, "a", warning=True)
     assert len(api.all("Event")) == 1
+
+
+async def test_in_a_namespace_that_is_being_deleted_there_is_nobody_to_tell(api: FakeApi, kube: Kube) -> None:
+    api.terminating.add("shop")
+    with pytest.raises(NamespaceTerminating):
+        await events(kube, Clock()).tell(PROXY, Reason.NAME_TAKEN, "a", warning=True)
 
 
 async def test_a_long_message_is_cut(api: FakeApi, kube: Kube) -> None:

@@ -8,7 +8,15 @@ import pytest
 from tests.operator.clusters import connection
 
 from tinybird_proxy_operator import kube as kube_module
-from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from tinybird_proxy_operator.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NamespaceTerminating,
+    NotFound,
+    Unavailable,
+)
 from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kubernetes_connection
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 from tinybird_proxy_operator.testing.fake_api import FakeApi
@@ -210,6 +218,24 @@ async def test_a_refusal_becomes_an_error_that_says_what_can_be_done(
     with pytest.raises(KubeError, match="because") as caught:
         await kube.get("Service", "shop", "events")
     assert type(caught.value) is kind
+
+
+async def test_a_namespace_that_is_being_deleted_is_told_from_a_right_that_lacks(api: FakeApi, kube: Kube) -> None:
+    live = api.put(service())
+    api.terminating.add("shop")
+    with pytest.raises(NamespaceTerminating, match="because it is being terminated"):
+        await kube.create(service("other"))
+    await kube.apply(service(annotations={"a": "b"}), uid=live["metadata"]["uid"])
+    await kube.create(service("other", namespace="elsewhere"))
+    api.fail(403, message="namespace shop is being terminated")  # without the cause it is somebody's words
+    with pytest.raises(Forbidden) as caught:
+        await kube.create(service("other"))
+    assert not isinstance(caught.value, NamespaceTerminating)
+
+
+async def test_what_is_listed_is_as_complete_as_what_is_read(api: FakeApi, kube: Kube) -> None:
+    api.put(service())
+    assert await kube.list("Service", "shop") == [await kube.get("Service", "shop", "events")]
 
 
 @pytest.mark.parametrize("after_s", [None, 7])

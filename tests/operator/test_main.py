@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import signal
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, cast
 
+import kopf
 import pytest
 from tests.operator.clusters import Cluster
 from tests.operator.resources import OPERATOR_ENV
 
 from tinybird_proxy_operator import __main__ as main_module
-from tinybird_proxy_operator.__main__ import make_reconciler, measured, resync
+from tinybird_proxy_operator.__main__ import make_reconciler, measured, noticing, resync
 from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.handlers import Watches
 from tinybird_proxy_operator.metrics import Meters
@@ -19,6 +23,7 @@ from tinybird_proxy_operator.names import ADMIN_PORT
 from tinybird_proxy_operator.queue import Key, WorkQueue
 from tinybird_proxy_operator.reconcile import Reconciler
 from tinybird_proxy_operator.settings import from_env
+from tinybird_proxy_operator.testing.fake_api import FakeApi
 
 KEY = Key("shop", "events")
 
@@ -85,12 +90,23 @@ async def test_everything_known_is_looked_at_now_and_then_whatever_the_watches_s
     watches = Watches(changed=lambda key: None, alive=lambda: None)
     for name in ("a", "b"):
         watches.resource({"metadata": {"name": name, "namespace": "shop"}}, False)
-    task = asyncio.create_task(resync(queue, watches, 300))
+    task = asyncio.create_task(resync(queue.add, watches, 300))
     await asyncio.sleep(269)
     assert len(queue) == 0
     await asyncio.sleep(62)
     assert len(queue) == 2
     task.cancel()
+
+
+async def test_news_about_a_resource_lead_to_a_look_at_everything(cluster: Cluster) -> None:
+    queue = WorkQueue(now=asyncio.get_running_loop().time, jitter=lambda limit: limit)
+    await cluster.installed()
+    await cluster.reconcile()
+    cluster.api.remove("Service", "events")
+    noticing(cluster.reconciler, queue)(KEY)
+    assert len(queue) == 1
+    await cluster.look()
+    assert cluster.api.names("Service") == ["events"]
 
 
 async def test_the_reconciler_asks_the_pods_admin_port_and_makes_long_tokens(cluster: Cluster) -> None:
@@ -102,18 +118,79 @@ async def test_the_reconciler_asks_the_pods_admin_port_and_makes_long_tokens(clu
     assert reconciler.utc_now().tzinfo is not None
 
 
-async def process(env: Mapping[str, str]) -> tuple[int, str]:
-    """Exit status and stderr of an operator that is started with ``env``."""
-    started = await asyncio.create_subprocess_exec(
+async def start(env: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """An operator with ``env``."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tinybird_proxy_operator",
         env={**env, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
         stderr=asyncio.subprocess.PIPE,
     )
-    _, said = await started.communicate()
+
+
+async def process(env: Mapping[str, str]) -> tuple[int, str]:
+    """Exit status and stderr of an operator that is started with ``env``."""
+    started = await start(env)
+    try:
+        async with asyncio.timeout(60):
+            _, said = await started.communicate()
+    finally:
+        if started.returncode is None:
+            started.kill()
     assert started.returncode is not None
     return started.returncode, said.decode()
+
+
+def connected(api: FakeApi, directory: Path) -> dict[str, str]:
+    """Variables of an operator that finds ``api``, and a free port."""
+    path = directory / "kubeconfig"
+    path.write_text(api.kubeconfig())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {**OPERATOR_ENV, "KUBECONFIG": str(path), "METRICS_PORT": str(port)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_well(api: FakeApi, tmp_path: Path, number: signal.Signals) -> None:
+    api.fail(503, times=1000)
+    started = await start(connected(api, tmp_path))
+    try:
+        async with asyncio.timeout(60):
+            assert started.stderr is not None
+            while b"Request attempt" not in await started.stderr.readline():
+                pass  # not before kopf works, for it takes the signals when it begins
+            started.send_signal(number)
+            _, said = await started.communicate()
+    finally:
+        if started.returncode is None:
+            started.kill()
+    assert (started.returncode, b"ended by themselves" in said) == (0, False)
+
+
+async def test_watches_that_fail_end_it_with_an_error(api: FakeApi, tmp_path: Path) -> None:
+    status, said = await process(connected(api, tmp_path))  # the fake has no discovery
+    assert status == main_module.WATCHES_ENDED_STATUS
+    assert "the watches ended by themselves" in said
+    assert "the watches failed" in said
+
+
+async def test_watches_that_end_quietly_end_it_with_an_error(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def nothing(tasks: Collection[asyncio.Task[None]], **_: Any) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    monkeypatch.setattr(kopf, "run_tasks", nothing)
+    env = connected(api, tmp_path)
+    monkeypatch.setenv("KUBECONFIG", env["KUBECONFIG"])
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert await main_module.run(from_env(env)) == main_module.WATCHES_ENDED_STATUS
+    assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
+        "the watches ended by themselves: the operator would notice nothing more, and exits to be started again"
+    ]
 
 
 async def test_wrong_settings_end_it_at_once_with_every_problem() -> None:

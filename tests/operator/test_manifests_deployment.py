@@ -53,6 +53,7 @@ def secret_volume(name: str, secret: str, key: str, file: str) -> dict[str, Any]
 
 GOLDEN: Final = {
     "replicas": 2,
+    "minReadySeconds": 2,
     "revisionHistoryLimit": 3,
     "selector": {"matchLabels": SELECTOR},
     "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},

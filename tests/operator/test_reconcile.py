@@ -221,7 +221,7 @@ async def test_an_unwanted_child_is_pruned_if_it_is_ours(cluster: Cluster) -> No
     cluster.resource({"replicas": 2, "service": {"policy": "None"}})
     await cluster.reconcile()
     assert cluster.api.names("Service") == []
-    assert cluster.told() == [("Normal", "UpToDate", "Deleted: Service events.")]
+    assert cluster.told() == [("Normal", "Pruned", "Deleted: Service events.")]
 
 
 async def test_an_unwanted_object_that_only_carries_our_labels_stays(cluster: Cluster) -> None:

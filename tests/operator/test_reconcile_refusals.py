@@ -4,10 +4,11 @@ import base64
 from typing import Any
 
 import pytest
-from tests.operator.clusters import IPS, TOKEN_HASH, Cluster, report
+from tests.operator.clusters import EPOCH, IPS, TOKEN_HASH, Cluster, report
 from tests.operator.resources import OWN_TOKEN
 
 from tinybird_proxy.config import token_hash
+from tinybird_proxy_operator.errors import KubeError
 from tinybird_proxy_operator.names import KIND
 
 CHILDREN = ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "Deployment")
@@ -60,6 +61,162 @@ async def test_what_the_api_server_refuses_is_told_in_its_words(cluster: Cluster
     assert cluster.condition("Degraded") == ("False", "AsExpected")
 
 
+async def test_a_refused_child_keeps_no_other_waiting_and_every_refusal_is_told(cluster: Cluster) -> None:
+    cluster.resource({"replicas": 1, "ingress": {"policy": "Managed", "host": "events.example.com"}})
+    theirs = cluster.api.put({"kind": "Service", "metadata": {"name": "events", "namespace": "shop"}})
+    cluster.api.fail(422, method="POST", path="/poddisruptionbudgets", message="maxUnavailable: no")
+    await cluster.reconcile()
+    assert cluster.api.get("Service", "events") == theirs
+    assert cluster.api.names("PodDisruptionBudget") == []
+    assert [cluster.api.names(kind) for kind in ("NetworkPolicy", "Deployment", "Ingress")] == [["events"]] * 3
+    assert cluster.condition("Degraded") == ("True", "ApplyRefused")
+    assert "maxUnavailable: no" in cluster.message("Degraded")
+    assert "Service events exists and does not belong" in cluster.message("Degraded")
+    assert {reason for _, reason, _ in cluster.told()} == {"ApplyRefused", "NameTaken"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("ServiceAccount", "events"),
+        ("NetworkPolicy", "events"),
+        ("Secret", "events-admin"),
+        ("Secret", "events-client"),
+    ],
+)
+async def test_no_pods_are_made_without_what_they_need_or_what_protects_them(
+    cluster: Cluster, kind: str, name: str
+) -> None:
+    cluster.secret()
+    cluster.resource(WITH_TOKEN)
+    theirs = cluster.api.put({"kind": kind, "metadata": {"name": name, "namespace": "shop"}})
+    await cluster.reconcile()
+    assert cluster.condition("Degraded") == ("True", "NameTaken")
+    assert cluster.api.get(kind, name) == theirs
+    assert cluster.api.names("Deployment") == []
+    assert cluster.api.names("Service") == ["events"]
+    cluster.api.remove(kind, name)
+    await cluster.reconcile()
+    assert cluster.api.names("Deployment") == ["events"]
+
+
+async def test_while_something_that_pods_need_is_refused_only_their_number_is_followed(cluster: Cluster) -> None:
+    await cluster.installed()
+    before = cluster.api.get("Deployment", "events")["spec"]["template"]
+    cluster.resource({"replicas": 3, "batch": {"maxRows": 7}, "networkPolicy": {"from": [{"podSelector": {}}]}})
+    cluster.api.fail(422, method="PATCH", path="/networkpolicies", times=2, message="from: no")
+    await cluster.reconcile()
+    spec = cluster.api.get("Deployment", "events")["spec"]
+    assert (spec["replicas"], spec["template"]) == (3, before)
+    assert cluster.condition("Degraded") == ("True", "ApplyRefused")
+    await cluster.reconcile()
+    assert cluster.api.get("Deployment", "events")["spec"]["template"] != before
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_strangers_deployment_is_named_also_while_something_else_is_refused(cluster: Cluster) -> None:
+    for kind in ("Deployment", "ServiceAccount"):
+        cluster.api.put({"kind": kind, "metadata": {"name": "events", "namespace": "shop"}, "spec": {}})
+    cluster.resource()
+    await cluster.reconcile()
+    assert "Deployment events exists and does not belong" in cluster.message("Degraded")
+    assert "ServiceAccount events exists and does not belong" in cluster.message("Degraded")
+
+
+async def test_nothing_is_pruned_while_something_is_refused(cluster: Cluster) -> None:
+    await cluster.installed({"replicas": 2})
+    ingress = {"policy": "Managed", "host": "events.example.com"}
+    cluster.resource({"replicas": 2, "podDisruptionBudget": {"policy": "None"}, "ingress": ingress})
+    cluster.api.fail(403, method="POST", path="/ingresses", message="no Ingress here")
+    await cluster.reconcile()
+    assert cluster.api.names("PodDisruptionBudget") == ["events"]
+    await cluster.reconcile()
+    assert cluster.api.names("PodDisruptionBudget") == []
+    assert cluster.api.names("Ingress") == ["events"]
+
+
+async def test_what_may_not_be_deleted_is_told_and_what_was_deleted_too(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.resource({"replicas": 2, "podDisruptionBudget": {"policy": "None"}, "service": {"policy": "None"}})
+    cluster.api.fail(403, method="DELETE", path="/poddisruptionbudgets", message="cannot delete budgets")
+    await cluster.reconcile()
+    assert (cluster.api.names("Service"), cluster.api.names("PodDisruptionBudget")) == ([], ["events"])
+    assert "cannot delete budgets" in cluster.message("Degraded")
+    assert ("Normal", "Pruned", "Deleted: Service events.") in cluster.told()
+    await cluster.look()
+    assert cluster.api.names("PodDisruptionBudget") == []
+
+
+async def test_a_conflict_that_lasts_is_told_and_one_that_does_not_is_not(cluster: Cluster) -> None:
+    await cluster.installed()
+    for times, degraded in ((1, ("False", "AsExpected")), (2, ("True", "ApplyRefused"))):
+        cluster.resource({"replicas": 2, "service": {"port": 8080 + times}})
+        cluster.api.fail(409, method="PATCH", path="/services", times=times)
+        await cluster.reconcile()
+        assert cluster.condition("Degraded") == degraded
+    await cluster.reconcile()
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_kind_that_may_not_be_listed_is_told_and_the_others_are_made(cluster: Cluster) -> None:
+    cluster.resource({"replicas": 1})
+    cluster.api.fail(403, method="GET", path="/ingresses", message="cannot list ingresses")
+    await cluster.reconcile()
+    assert "cannot list ingresses" in cluster.message("Degraded")
+    assert cluster.api.names("Deployment") == ["events"]
+
+
+@pytest.mark.parametrize("path", ["/services", "/deployments", "/secrets", "/ingresses"])
+async def test_an_api_server_that_does_not_answer_has_refused_nothing(cluster: Cluster, path: str) -> None:
+    await cluster.installed()
+    before = cluster.status()
+    cluster.resource({"replicas": 2, "service": {"port": 8080}})
+    cluster.api.fail(503, path=path)
+    with pytest.raises(KubeError):
+        await cluster.reconcile()
+    assert cluster.status() == before
+
+
+# A namespace that is being deleted.
+
+
+async def test_in_a_namespace_that_is_being_deleted_nothing_is_made_told_or_tried_again(cluster: Cluster) -> None:
+    await cluster.installed()
+    before = cluster.status()
+    cluster.api.terminating.add("shop")
+    for kind in ("Deployment", "Service"):
+        cluster.api.remove(kind, "events")
+    cluster.forget()
+    assert await cluster.reconcile() is None
+    assert [method for method, _ in cluster.api.writes] == ["POST"]
+    assert cluster.status() == before
+    assert cluster.told() == []
+    cluster.forget()
+    assert await cluster.reconcile() is None
+    assert [asked.method for asked in cluster.api.asked] == ["GET"]
+
+
+async def test_a_resource_that_is_made_anew_after_its_namespace_was_is_carried_out(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.api.terminating.add("shop")
+    cluster.api.remove("Deployment", "events")
+    assert await cluster.reconcile() is None
+    cluster.api.remove(KIND, "events")
+    cluster.api.terminating.clear()
+    cluster.resource()
+    await cluster.reconcile()
+    assert cluster.api.names("Deployment") == ["events"]
+
+
+async def test_an_event_that_a_dying_namespace_refuses_is_not_tried_again(cluster: Cluster) -> None:
+    cluster.resource(WITH_TOKEN)
+    cluster.api.terminating.add("shop")
+    assert await cluster.reconcile() is None
+    cluster.forget()
+    assert await cluster.reconcile() is None
+    assert cluster.api.writes == []
+
+
 @pytest.mark.parametrize(
     ("secret", "reason", "advice"),
     [
@@ -104,7 +261,7 @@ async def test_a_missing_secret_of_the_clients_does_not_speak_against_the_token(
     cluster.secret()
     await cluster.installed(WITH_TOKEN)
     cluster.resource({**WITH_TOKEN, "clients": {"tokenSecretRef": {"name": "apps"}}})
-    cluster.proxies.says = dict.fromkeys(IPS, report(accepted_at="2026-01-01T00:00:00+00:00"))
+    cluster.proxies.says = dict.fromkeys(IPS, report(hash=token_hash("token"), accepted_at=EPOCH.isoformat()))
     await cluster.reconcile()
     assert cluster.condition("Degraded") == ("True", "SecretNotFound")
     assert "Secret apps" in cluster.message("Degraded")

@@ -58,8 +58,20 @@ MISSING = {"problems": [problem(Reason.SECRET_NOT_FOUND, "Secret gone.")], "expe
         ({}, "True", "Ready", "1 of 1 pods are ready."),
         ({"wanted_replicas": 0, "workload": workload(ready=0), "pods": []}, "True", "Ready", "0 of 0 pods are ready."),
         ({"wanted_replicas": 2}, "False", "NotReady", "1 of 2 pods are ready."),
+        (
+            {"workload": workload(available=0)},
+            "False",
+            "NotReady",
+            "1 of 1 pods are ready. 0 of them have been for long enough.",
+        ),
+        ({"workload": workload(ready=2, available=2)}, "True", "Ready", "2 pods are ready, 1 are wanted."),
         ({"workload": None, "pods": []}, "False", "NotReady", "0 of 1 pods are ready."),
-        ({"workload": workload(generation_seen=False)}, "False", "NotReady", "1 of 1 pods are ready."),
+        (
+            {"workload": workload(generation_seen=False)},
+            "False",
+            "NotReady",
+            "1 of 1 pods are ready. Kubernetes has not taken up the last change yet.",
+        ),
         (
             {"workload": workload(ready=0), "pods": [pod(waiting="ErrImagePull: no"), pod("p-2")]},
             "False",
@@ -90,16 +102,41 @@ def test_ready(facts: dict[str, Any], status: str, reason: str, message: str) ->
         ({"workload": workload(updated=0)}, "True", "RollingOut"),
         ({"workload": workload(generation_seen=False)}, "True", "RollingOut"),
         ({"wanted_replicas": 2}, "True", "RollingOut"),
+        ({"workload": workload(available=0)}, "True", "RollingOut"),
     ],
 )
 def test_progressing(facts: dict[str, Any], status: str, reason: str) -> None:
     assert condition(observed(**facts), "Progressing")[:2] == (status, reason)
 
 
+def test_of_a_change_that_kubernetes_has_not_seen_no_pods_are_counted() -> None:
+    facts = observed(workload=workload(generation_seen=False))
+    assert condition(facts, "Progressing")[2] == "Kubernetes has not taken up the last change yet."
+
+
+def test_pods_that_run_the_template_are_not_those_that_are_available() -> None:
+    facts = observed(wanted_replicas=3, workload=workload(replicas=3, updated=3, ready=3, available=2))
+    assert condition(facts, "Progressing")[2] == "3 of 3 pods run the Deployment's present template. 2 are available."
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({}, "Everything that the resource asks is applied."),
+        ({"held": "It waits."}, "Everything that the resource asks is applied, but what is held back."),
+        ({"managed": False}, "managementState is Unmanaged: the operator does not compare."),
+    ],
+)
+def test_degraded_claims_no_more_than_what_was_applied(facts: dict[str, Any], message: str) -> None:
+    assert condition(observed(**facts), "Degraded")[2] == message
+
+
 @pytest.mark.parametrize(
     ("facts", "status", "reason"),
     [
         ({}, "False", "AsExpected"),
+        ({"managed": False}, "Unknown", "Unmanaged"),
+        ({"managed": False, "pods": [pod(waiting="CrashLoopBackOff")]}, "True", "PodsFailing"),
         *(
             ({"problems": [problem(reason)]}, "True", str(reason))
             for reason in (
@@ -139,6 +176,10 @@ def test_degraded_tells_every_problem() -> None:
         ({"pods": [pod(report=said(token_accepted=True))]}, "True", "Accepted"),
         ({"pods": [pod(report=said(token_denied=True)), pod(report=said(token_accepted=True))]}, "False", "Rejected"),
         ({"pods": [pod(report=said(candidate_rejected=True, token_accepted=True))]}, "False", "CandidateRejected"),
+        ({"pods": [pod(report=said(token_accepted=True, token_hash="old"))]}, "Unknown", "NotUsedYet"),
+        ({"pods": [pod(report=said(token_denied=True, token_hash="old"))]}, "False", "Rejected"),
+        ({"pods": [pod(report=said(token_accepted=True))], "expected_token_hash": None}, "True", "Accepted"),
+        ({"pods": [pod(report=said(token_denied=True))], "expected_token_hash": None}, "False", "Rejected"),
         ({}, "Unknown", "NotUsedYet"),
         ({"pods": [pod(report=None)]}, "Unknown", "Unknown"),
         ({"pods": []}, "Unknown", "Unknown"),
@@ -155,6 +196,34 @@ def test_a_refused_token_is_told_with_its_secret_and_its_pods() -> None:
         "Tinybird refuses the token of the Secret tinybird (p-0, p-1, p-2 and 2 more): rows are kept."
         " Put the right token there."
     )
+
+
+def test_a_token_is_not_judged_by_what_tinybird_said_of_the_one_before_it() -> None:
+    accepted = observed(pods=[pod(report=said(token_accepted=True, token_hash="old"))])
+    assert condition(accepted, "TokenValid")[2] == (
+        "Tinybird accepts the token that pods use. The one that is in the Secret tinybird now was not used yet."
+    )
+    denied = observed(pods=[pod(report=said(token_denied=True, token_hash="old"))])
+    assert condition(denied, "TokenValid")[2] == (
+        "Tinybird refuses the token that is used by p-1: rows are kept."
+        " They have not read the one that is in the Secret tinybird now."
+    )
+
+
+@pytest.mark.parametrize(
+    ("pods", "message"),
+    [
+        ([pod()], "Nothing is buffered."),
+        ([pod(), pod(report=said(rows=1))], "Rows are delivered."),
+        ([pod(), pod(report=None)], "Nothing is buffered. 1 of 2 pods do not answer."),
+        ([pod(report=said(rows=1)), pod(report=None)], "Rows are delivered. 1 of 2 pods do not answer."),
+        ([pod(report=None)], "No pod answers."),
+        ([], "There are no pods."),
+        ([pod(report=said(rows=99, utilisation=0.999))], "A buffer is 99% full."),
+    ],
+)
+def test_of_a_buffer_only_what_the_pods_say_is_told(pods: list[PodFacts], message: str) -> None:
+    assert condition(observed(pods=pods), "BufferHealthy")[2] == message
 
 
 @pytest.mark.parametrize(
@@ -176,7 +245,7 @@ def test_buffer_healthy(facts: dict[str, Any], status: str, reason: str) -> None
 def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
     pods = [pod(), pod(report=said(stuck_rows=12_345, stuck=["clicks: It is down."]))]
     _, _, message = condition(observed(pods=pods), "BufferHealthy")
-    assert message == "12,000 rows wait and are not delivered. clicks: It is down."
+    assert message == "About 12,000 rows wait and are not delivered. clicks: It is down."
 
 
 def test_a_condition_keeps_the_time_of_its_last_transition_while_only_reason_or_message_change() -> None:

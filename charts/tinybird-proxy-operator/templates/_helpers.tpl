@@ -46,6 +46,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{/* The labels, and .more, which win: one key twice would be no YAML. */}}
+{{- define "operator.labelsAnd" -}}
+{{- toYaml (mergeOverwrite (include "operator.labels" .root | fromYaml) (deepCopy (default dict .more))) }}
+{{- end }}
+
 {{/* The reference of .image: by digest, else by tag, else by appVersion. */}}
 {{- define "operator.imageReference" -}}
 {{- if .image.digest }}
@@ -108,9 +113,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- fail "crds.enabled: must be false with watchNamespaces, for a CRD is the whole cluster's and this release gets rights in its namespaces only; have someone who may apply files/crd.yaml of this chart" }}
 {{- end }}
 {{- $own := include "operator.labels" (dict "Chart" .Chart "Release" .Release "Values" (set (deepCopy .Values) "commonLabels" dict)) | fromYaml }}
-{{- range $key, $_ := .Values.commonLabels }}
-{{- if hasKey $own $key }}
-{{- fail (printf "commonLabels: %s is set by the chart; leave it out" $key) }}
+{{- $given := dict "commonLabels" .Values.commonLabels }}
+{{- range $part, $holder := .Values.monitoring }}{{ $_ := set $given (printf "monitoring.%s.labels" $part) $holder.labels }}{{ end }}
+{{- range $field, $labels := $given }}
+{{- range $key, $_ := $labels }}
+{{- if or (hasKey $own $key) (eq $key "pod-template-hash") (hasPrefix "tinybird-proxy.io/" $key) }}
+{{- fail (printf "%s: %s is set by the chart, by Kubernetes or by the operator; leave it out" $field $key) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

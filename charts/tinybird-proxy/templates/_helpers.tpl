@@ -54,7 +54,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* Of pods of `helm test`, which no selector but their own finds. */}}
 {{- define "tinybird-proxy.testLabels" -}}
-{{- include "tinybird-proxy.labels" . | replace "component: proxy" "component: test" }}
+{{- include "tinybird-proxy.labelsAnd" (dict "root" . "more" (dict "app.kubernetes.io/component" "test")) }}
 {{- end }}
 
 {{/* The image: by digest, else by tag, else by appVersion. */}}

@@ -30,9 +30,12 @@ def build(desired: Desired) -> Manifest:
         "metadata": metadata(desired),
         "spec": {
             "replicas": desired.replicas,
+            # kube-proxy gathers changes for up to a second before it sends connections to a pod that became ready.
+            # Kubernetes compares times in whole seconds, so 2 means at least 1.
+            "minReadySeconds": 2,
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": names.selector_labels(desired.proxy.name)},
-            # A pod goes only after its successor is ready: clients always find as many as were asked for.
+            # A pod goes only after its successor is available: clients always find as many as were asked for.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": pod_template(desired),
         },

@@ -3,12 +3,14 @@
     async with running_api() as api:                      # write api.kubeconfig() to a file and name it in KUBECONFIG
         api.put({"kind": "Pod", ...})                     # as if a controller had written it
         api.fail(429, method="PATCH", retry_after_s=1)    # the next such request, and no other
-        api.writes                                        # every request since that was no read
+        api.terminating.add("shop")                       # nothing can be made in that namespace any more
+    api.writes                                        # every request since that was no read
 
 What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``managedFields``) of updates and of
 server-side apply, merge patches, ``/status`` and ``/scale``, label selectors, pages, preconditions, and the garbage
 collector, which here is done at once. What it does not do: schemas, defaults, admission, watches; namespaces need not
-exist. Lists are one value: it does not merge them by key. What it cannot do it refuses, with 501.
+exist. Lists are one value: it does not merge them by key, but for the ports of a Service that somebody else changed.
+What it cannot do it refuses, with 501.
 """
 
 import copy
@@ -33,8 +35,9 @@ from tinybird_proxy_operator.testing.field_owners import (
     owned_by,
     paths_of,
     value_at,
+    with_ports_beside,
 )
-from tinybird_proxy_operator.testing.served import KINDS, Served, selector
+from tinybird_proxy_operator.testing.served import KINDS, Served, kubeconfig, selector
 
 _Id = tuple[str, str, str]  # kind, namespace, name
 _NOW: Final = "2026-01-01T00:00:00Z"
@@ -70,9 +73,10 @@ class _Fault:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, cause: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.cause = cause
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class FakeApi:
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     kinds: dict[str, Served] = field(default_factory=lambda: dict(KINDS))
+    terminating: set[str] = field(default_factory=set)
     _objects: dict[_Id, Object] = field(default_factory=dict)
     _version: int = 0
     _pages: dict[str, list[Object]] = field(default_factory=dict)
@@ -114,16 +119,7 @@ class FakeApi:
 
     def kubeconfig(self) -> str:
         """A file for clients."""
-        return json.dumps(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "fake",
-                "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-                "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-                "users": [{"name": "fake", "user": {"token": "operator-token"}}],
-            }
-        )
+        return kubeconfig(self.url)
 
     def put(self, given: Object) -> Object:
         """Write an object, its status too, as somebody with every right does. Labels and owners are as given."""
@@ -174,7 +170,7 @@ class FakeApi:
             try:
                 status, answer = self._answer(asked)
             except _Refused as refused:
-                status, answer = refused.status, _status(refused.status, str(refused))
+                status, answer = refused.status, _status(refused.status, str(refused), refused.cause)
         if fault is None:
             return web.json_response(answer, status=status)
         if fault.status == 0:
@@ -263,6 +259,7 @@ class FakeApi:
             raise _Refused(400, "uid and resourceVersion must not be set on objects to be created")
         if key in self._objects:
             raise _Refused(409, f'{self.kinds[kind].plural} "{metadata["name"]}" already exists')
+        self._check_namespace(key)
         metadata["namespace"] = namespace
         if self.kinds[kind].has_status:
             body.pop("status", None)
@@ -272,6 +269,11 @@ class FakeApi:
     def _check(self, kind: str, body: Object) -> None:
         if (body.get("kind"), body.get("apiVersion")) != (kind, self.kinds[kind].api_version):
             raise _Refused(400, f"the body is no {self.kinds[kind].api_version} {kind}")
+
+    def _check_namespace(self, key: _Id) -> None:
+        if key[1] in self.terminating:
+            what = f'{self.kinds[key[0]].plural} "{key[2]}" is forbidden: unable to create new content in namespace'
+            raise _Refused(403, f"{what} {key[1]} because it is being terminated", "NamespaceTerminating")
 
     def _merge(self, key: _Id, sub: str | None, old: Object, patch: Object, query: dict[str, str]) -> Object:
         _precondition(old, patch.get("metadata") or {})
@@ -305,6 +307,7 @@ class FakeApi:
                 raise _Refused(
                     409, "uid mismatch: the provided object specified a uid, and no existing object was found"
                 )
+            self._check_namespace(key)
             metadata.setdefault("namespace", key[1])
             return 201, self._store(key, owned_by(body, manager, fields_of(body)), None)
         _precondition(old, metadata)
@@ -318,6 +321,11 @@ class FakeApi:
         } - wanted:
             if path not in others:
                 drop(new, path)
+        if key[0] == "Service" and ("spec", "ports") in others:
+            try:
+                new = with_ports_beside(new, old)
+            except ValueError as error:
+                raise _Refused(422, f'Service "{key[2]}" is invalid: {error}') from error
         new = self._confined(key[0], sub, old, new)
         return 200, self._store(
             key, owned_by(new, manager, wanted, forced={p for p in wanted if value_at(old, p) != value_at(new, p)}), old
@@ -362,8 +370,9 @@ class FakeApi:
         return copy.deepcopy(new)
 
 
-def _status(code: int, message: str) -> Object:
-    return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+def _status(code: int, message: str, cause: str | None = None) -> Object:
+    details = {} if cause is None else {"details": {"causes": [{"reason": cause, "message": message}]}}
+    return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code, **details}
 
 
 def _precondition(old: Object, given: Object) -> None:

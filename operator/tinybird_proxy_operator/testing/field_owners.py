@@ -103,3 +103,21 @@ def owned_by(
             entry = {"manager": name, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": fields}
             entries.append({**entry, "subresource": sub} if sub else entry)
     return {**body, "metadata": {**body["metadata"], "managedFields": entries}}
+
+
+def with_ports_beside(service: Object, old: Object) -> Object:
+    """An applied Service with the ports of ``old``, which others own, beside its own. Raises ``ValueError``.
+
+    A port is told from another by number and protocol, and no two may have one name.
+    """
+
+    def ports_of(found: Object) -> dict[tuple[int, str], Object]:
+        ports = value_at(found, ("spec", "ports")) or []
+        return {(port["port"], port.get("protocol", "TCP")): port for port in ports}
+
+    ports = list({**ports_of(old), **ports_of(service)}.values())
+    names = [port.get("name", "") for port in ports]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f'spec.ports[{number}].name: Duplicate value: "{name}"')
+    return {**service, "spec": {**service["spec"], "ports": ports}}

@@ -1,8 +1,9 @@
-"""The kinds that the fake API server has, and label selectors. Pure.
+"""The kinds that the fake API server has, how clients find it, and label selectors. Pure.
 
 The paths are written down here a second time, not taken from the client that is tested with them.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,20 @@ KINDS: Final = {
     "Ingress": Served("networking.k8s.io/v1", "ingresses", has_status=True),
 }
 POD_MONITOR: Final = Served("monitoring.coreos.com/v1", "podmonitors")
+
+
+def kubeconfig(url: str) -> str:
+    """A file for clients of the server at ``url``."""
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
+            "clusters": [{"name": "fake", "cluster": {"server": url}}],
+            "users": [{"name": "fake", "user": {"token": "operator-token"}}],
+        }
+    )
 
 
 def selector(text: str) -> Callable[[Mapping[str, str]], bool]:
