@@ -7,17 +7,21 @@ import random
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import aiohttp
+import click
 import kopf
 from aiohttp import web
 from pythonjsonlogger.json import JsonFormatter
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator import handlers
+from tinybird_proxy_operator.doctor_command import doctor
+from tinybird_proxy_operator.election import Election
 from tinybird_proxy_operator.errors import KubeError, SettingsError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, kubernetes_connection
@@ -31,14 +35,30 @@ from tinybird_proxy_operator.settings import OperatorSettings, from_env
 WORKERS = 4
 # Its calls have time limits of their own; this one keeps a key from holding a worker for ever.
 RECONCILE_TIMEOUT_S = 240.0
-# Exit statuses: the watches ended by themselves, and the settings are wrong.
+# Exit statuses: the watches ended by themselves, the settings are wrong, and somebody else may lead.
 WATCHES_ENDED_STATUS = 1
 CONFIGURATION_STATUS = 2
+LEASE_LOST_STATUS = 4
 _log = logging.getLogger("tinybird_proxy_operator")
 
 
-def main() -> None:
-    """Run until SIGTERM. Exit status 1: it ended by itself, and should be started again; 2: the settings are wrong."""
+@click.group(invoke_without_command=True)
+@click.version_option(__version__)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Look after TinybirdProxies until SIGTERM; settings are environment variables, which the chart writes.
+
+    Exit status 1: it ended by itself, and should be started again; 2: the settings are wrong; 4: another leads now.
+    """
+    if context.invoked_subcommand is None:
+        run_operator()
+
+
+main.add_command(doctor)
+
+
+def run_operator() -> None:
+    """Run, and exit."""
     try:
         settings = from_env(os.environ)
     except SettingsError as error:
@@ -66,8 +86,16 @@ async def run(settings: OperatorSettings) -> int:
     def heard() -> None:
         meters.heard_at = loop.time()
 
+    timing = settings.lease_timing
     async with AsyncExitStack() as stack:
-        kube = await stack.enter_async_context(kubernetes_connection(os.environ.get("KUBECONFIG")))
+        kube = await stack.enter_async_context(
+            kubernetes_connection(
+                os.environ.get("KUBECONFIG"),
+                fence=lambda: election.fence(),
+                write_timeout_s=timing.lease_duration_s - timing.renew_deadline_s,
+            )
+        )
+        election = make_election(kube, settings)
         session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         reconciler = make_reconciler(kube, session, settings, loop.time)
         changed = noticing(reconciler, queue)
@@ -77,6 +105,7 @@ async def run(settings: OperatorSettings) -> int:
             queue_depth=lambda: len(queue),
             queue_age_s=queue.oldest_age_s,
             resources=lambda: len(watches.known()),
+            is_leader=lambda: election.is_leader,
             now=loop.time,
         )
         runner = web.AppRunner(telemetry.app(), access_log=None)
@@ -84,15 +113,22 @@ async def run(settings: OperatorSettings) -> int:
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, port=settings.metrics_port).start()
         _log.info("started: version %s, proxy image %s", __version__, settings.proxy_image)
+
+        async def lead() -> None:
+            # What writes ends inside of the block: the Lease is released after it.
+            async with election.leading(), asyncio.TaskGroup() as work:
+                tasks = [
+                    work.create_task(queue.run(measured(reconciler, meters, loop.time), workers=WORKERS)),
+                    work.create_task(resync(changed, watches, settings.resync_seconds)),
+                ]
+                await watch(watches, meters, settings, stop)
+                for task in tasks:
+                    task.cancel()
+
         async with asyncio.TaskGroup() as group:
-            stopped = group.create_task(stop.wait())
-            tasks = [
-                group.create_task(queue.run(measured(reconciler, meters, loop.time), workers=WORKERS)),
-                group.create_task(resync(changed, watches, settings.resync_seconds)),
-                watching := group.create_task(watch(watches, meters, settings, stop)),
-            ]
-            await asyncio.wait((stopped, watching), return_when=asyncio.FIRST_COMPLETED)
-            for task in (stopped, *tasks):
+            tasks = [group.create_task(stop.wait()), group.create_task(lead())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 task.cancel()
     if stop.is_set():
         return 0
@@ -105,6 +141,26 @@ def stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+
+def make_election(kube: Kube, settings: OperatorSettings) -> Election:
+    """The election with real time, chance and exit."""
+
+    def now() -> float:
+        # It goes on while the process is frozen and while the machine sleeps. macOS has no such clock.
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+    return Election(
+        kube,
+        namespace=settings.operator_namespace,
+        lease_name=settings.lease_name,
+        identity=f"{settings.operator_pod_name}_{secrets.token_hex(4)}",  # a restarted container is another holder
+        timing=settings.lease_timing,
+        now=now,
+        utc_now=lambda: datetime.now(UTC),
+        jitter=lambda limit: random.uniform(0.0, limit),  # noqa: S311 - no secret
+        exit_process=lambda: os._exit(LEASE_LOST_STATUS),
+    )
 
 
 def make_reconciler(

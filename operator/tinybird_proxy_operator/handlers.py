@@ -27,6 +27,7 @@ CHILDREN: Final = (
     ("policy", "v1", "poddisruptionbudgets"),
     ("networking.k8s.io", "v1", "networkpolicies"),
     ("networking.k8s.io", "v1", "ingresses"),
+    ("batch", "v1", "jobs"),
     ("", "v1", "pods"),
 )
 _Body = Mapping[str, Any]

@@ -4,7 +4,8 @@ Objects are plain dictionaries. Every call has a time limit and ends in an answe
 discovery is not used: it caches on disk, and the kinds that we touch are few and known.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,8 @@ from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, PLUR
 REQUEST_TIMEOUT_S: Final = 15.0
 _PAGE_SIZE: Final = 500
 _MERGE_PATCH: Final = "application/merge-patch+json"
+# What the leader election writes, at the end of the path: a prefix may stand before it.
+_LEASE_PATH: Final = re.compile(r".*/apis/coordination\.k8s\.io/v1/namespaces/[^/]+/leases/[^/]+")
 Object = dict[str, Any]
 
 
@@ -57,8 +60,10 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
     "Service": _Resource("v1", "services"),
     "Pod": _Resource("v1", "pods"),
     "Event": _Resource("v1", "events"),
+    "Lease": _Resource("coordination.k8s.io/v1", "leases"),
     "Deployment": _Resource("apps/v1", "deployments"),
     "ReplicaSet": _Resource("apps/v1", "replicasets"),
+    "Job": _Resource("batch/v1", "jobs"),
     "PodDisruptionBudget": _Resource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": _Resource("networking.k8s.io/v1", "networkpolicies"),
     "Ingress": _Resource("networking.k8s.io/v1", "ingresses"),
@@ -67,10 +72,14 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
 
 
 class Kube:
-    """Reads and writes objects. ``kubernetes_connection`` makes one."""
+    """Reads and writes objects. ``kubernetes_connection`` makes one.
 
-    def __init__(self, client: ApiClient) -> None:
+    ``write_timeout_s``: after which the API server drops a write that still waits there. None: its own limit.
+    """
+
+    def __init__(self, client: ApiClient, write_timeout_s: int | None = None) -> None:
         self._client = client
+        self._write_timeout_s = write_timeout_s
 
     async def get(self, kind: str, namespace: str, name: str) -> Object:
         """One object. Raises ``NotFound``."""
@@ -101,6 +110,15 @@ class Kube:
         """Make an object. Raises ``Conflict`` if one of that name exists."""
         path = RESOURCES[manifest["kind"]].path(manifest["metadata"]["namespace"])
         return await self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
+    async def put(self, manifest: Object) -> Object:
+        """Replace the object with ``metadata.uid`` and ``resourceVersion``; a Lease without them is made.
+
+        Raises ``Conflict`` if it is another by now, is gone, or is there already.
+        """
+        metadata = manifest["metadata"]
+        path = RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._call("PUT", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
 
     async def own_by_apply(self, live: Object) -> Object:
         """Make the fields of an object that was created by us fields that we applied.
@@ -154,6 +172,15 @@ class Kube:
         path = RESOURCES["Deployment"].path(namespace, name)
         return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
 
+    async def change(self, live: Object, patch: Object) -> Object:
+        """Merge ``patch`` into the object ``live``; None takes a field away. Raises ``Conflict`` if it has changed."""
+        metadata = live["metadata"]
+        identity = {key: metadata[key] for key in ("uid", "resourceVersion")}
+        body = {**patch, "metadata": {**patch.get("metadata", {}), **identity}}
+        path = RESOURCES[live["kind"]].path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
+
     async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with ``uid`` and what it owns, in the background; nothing if it is gone."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
@@ -174,6 +201,8 @@ class Kube:
         content_type: str = "application/json",
     ) -> Object:
         headers = {"Accept": "application/json", "Content-Type": content_type}
+        if method != "GET" and self._write_timeout_s is not None:
+            query = {**(query or {}), "timeout": f"{self._write_timeout_s}s"}
         try:
             _, url, headers, _, _ = await self._client.param_serialize(
                 method, path, header_params=headers, auth_settings=["BearerToken"]
@@ -198,17 +227,39 @@ class Kube:
 
 
 @asynccontextmanager
-async def kubernetes_connection(kubeconfig: str | None) -> AsyncIterator[Kube]:
-    """Connect as the pod's service account; outside of a pod as the file ``kubeconfig`` says, None: ~/.kube/config."""
+async def kubernetes_connection(
+    kubeconfig: str | None, *, fence: Callable[[], None] | None = None, write_timeout_s: int | None = None
+) -> AsyncIterator[Kube]:
+    """Connect as the pod's service account; outside of a pod as the file ``kubeconfig`` says, None: ~/.kube/config.
+
+    ``fence`` is called right before the first byte of a write leaves, but the election's own: what it raises keeps it
+    here. Raises ``Unavailable`` if neither says where the API server is.
+    """
     configuration = Configuration()
     try:
         kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except kube_config.ConfigException:
-        await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
-            config_file=kubeconfig, client_configuration=configuration
-        )
+        try:
+            await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, client_configuration=configuration
+            )
+        except kube_config.ConfigException as error:
+            raise Unavailable(f"no way to the API server: {error}") from error
+    if fence is not None:
+        configuration.trace_configs = [_checking(fence)]
     async with ApiClient(configuration) as client:
-        yield Kube(client)
+        yield Kube(client, write_timeout_s)
+
+
+def _checking(fence: Callable[[], None]) -> aiohttp.TraceConfig:
+    # A check before the call would be too early: a request may wait long for a connection.
+    async def check(session: object, context: object, params: aiohttp.TraceRequestHeadersSentParams) -> None:
+        if params.method not in ("GET", "HEAD") and not _LEASE_PATH.fullmatch(params.url.path):
+            fence()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(check)
+    return trace
 
 
 def applied_entries(entries: Sequence[Object]) -> list[Object] | None:

@@ -35,12 +35,14 @@ class Telemetry(Collector):
         queue_depth: Callable[[], int],
         queue_age_s: Callable[[], float],
         resources: Callable[[], int],
+        is_leader: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
         self._meters = meters
         self._queue_depth = queue_depth
         self._queue_age_s = queue_age_s
         self._resources = resources
+        self._is_leader = is_leader
         self._now = now
 
     def collect(self) -> Iterator[Metric]:
@@ -53,6 +55,7 @@ class Telemetry(Collector):
         yield CounterMetricFamily(
             _PREFIX + "reconcile_seconds", "Time spent in reconciles.", value=meters.reconcile_seconds
         )
+        yield _gauge("leader", "1 if this process holds the Lease and does the work.", float(self._is_leader()))
         yield _gauge("resources", "TinybirdProxies known.", self._resources())
         yield _gauge("queue_depth", "Resources that wait for a reconcile, now or later.", self._queue_depth())
         yield _gauge("queue_oldest_age_seconds", "For how long the oldest due one waits.", self._queue_age_s())
@@ -80,7 +83,9 @@ class Telemetry(Collector):
             )
 
         async def readyz(request: web.Request) -> web.Response:
-            return web.json_response({"ready": self._meters.synced}, status=200 if self._meters.synced else 503)
+            # Whoever waits to lead is ready for that.
+            ready = self._meters.synced or not self._is_leader()
+            return web.json_response({"ready": ready, "leader": self._is_leader()}, status=200 if ready else 503)
 
         app.router.add_get("/metrics", metrics)
         app.router.add_get("/healthz", healthz)

@@ -87,6 +87,8 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     ROLLOUT_HELD = "RolloutHeld"
     ROLLOUT_FAILED = "RolloutFailed"
+    PREFLIGHT = "Preflight"
+    PREFLIGHT_FAILED = "PreflightFailed"
     AS_EXPECTED = "AsExpected"
     NAME_TAKEN = "NameTaken"
     INVALID_SPEC = "InvalidSpec"
@@ -110,3 +112,4 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     UNKNOWN = "Unknown"
     CLIENT_TOKEN_REPLACED = "ClientTokenReplaced"  # noqa: S105
+    CLIENT_TOKEN_ROTATED = "ClientTokenRotated"  # noqa: S105

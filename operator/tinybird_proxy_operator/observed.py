@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.preflight import Decision
 
 _ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
 
@@ -21,7 +22,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyReport:
-    """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows."""
+    """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows.
+
+    ``clients_hash``: of the list of client tokens that it accepts.
+    """
 
     rows: int
     size_bytes: int
@@ -33,11 +37,15 @@ class ProxyReport:
     token_accepted: bool
     token_denied: bool
     candidate_rejected: bool
+    clients_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFacts:
-    """A pod of ours. ``report`` None: it did not answer. ``out_of_memory``: its last container was ended for that."""
+    """A pod of ours. ``report`` None: it did not answer. ``out_of_memory``: its last container was ended for that.
+
+    ``placed``: it is on a node, so it may have read its Secrets.
+    """
 
     name: str
     ip: str | None
@@ -45,6 +53,7 @@ class PodFacts:
     waiting: str | None
     out_of_memory: bool
     report: ProxyReport | None
+    placed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +75,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that ``status`` needs. ``held``: why a changed template does not go out.
+    """Everything that ``status`` needs. ``held`` and ``preflight``: why a changed template does not go out.
 
-    ``uses_own_token`` None: the spec cannot be read.
+    ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
     """
 
     wanted_replicas: int | None
@@ -80,6 +89,8 @@ class Observed:
     token_secret: str | None
     expected_token_hash: str | None
     managed: bool = True
+    notes: Sequence[str] = ()
+    preflight: Decision | None = None
 
 
 class _Buffer(msgspec.Struct):
@@ -96,7 +107,12 @@ class _Token(msgspec.Struct):
     rejected: bool = False
 
 
+class _Clients(msgspec.Struct):
+    hash: str | None = None
+
+
 class _Tokens(msgspec.Struct):
+    clients: _Clients | None = None
     tinybird: _Token | None = None
     candidate: _Token | None = None
 
@@ -131,6 +147,7 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         # Both are UTC as ISO 8601, which sorts.
         token_denied=token is not None and token.denied_at is not None and (token.accepted_at or "") < token.denied_at,
         candidate_rejected=candidate is not None and candidate.rejected,
+        clients_hash=None if said.tokens.clients is None else said.tokens.clients.hash,
     )
 
 
@@ -174,4 +191,5 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
         waiting=waiting,
         out_of_memory=out_of_memory,
         report=report,
+        placed=bool(pod.get("spec", {}).get("nodeName") or status.get("podIP")),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from tinybird_proxy_operator import checks, manifests
+from tinybird_proxy_operator import checks, manifests, preflight_jobs
 from tinybird_proxy_operator.children import (
     NameTaken,
     applied_template,
@@ -24,7 +24,13 @@ from tinybird_proxy_operator.children import (
     template_hash,
     with_template_hash,
 )
-from tinybird_proxy_operator.credentials import Token, ensure_generated, read_token
+from tinybird_proxy_operator.credentials import (
+    Rotations,
+    Token,
+    ensure_generated,
+    generates_client_token,
+    read_token,
+)
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
@@ -32,6 +38,7 @@ from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION, Reason, client_secret, selector_labels
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, read_pod, read_workload
 from tinybird_proxy_operator.pods import Pods
+from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy, parse
@@ -56,10 +63,11 @@ _Asked = tuple[str, int, Mapping[str, str]]  # uid, generation and annotations o
 
 @dataclass(slots=True, kw_only=True)
 class _Outcome:
-    """What came of applying. ``held``: why a changed template waits. ``rest``: there is more to do next time."""
+    """What came of applying. ``held``, ``preflight``: why a changed template waits. ``rest``: there is more to do."""
 
     problems: list[Problem] = field(default_factory=list)
     held: str | None = None
+    preflight: Decision | None = None
     deployment: Object | None = None
     rest: bool = False
 
@@ -81,6 +89,11 @@ class Reconciler:
     _changed: set[Key] = field(default_factory=set)
     _in_order: dict[Key, _Asked] = field(default_factory=dict)  # what is all applied
     _ending: dict[Key, str] = field(default_factory=dict)  # uid of a resource whose namespace is being deleted
+
+    _rotations: Rotations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
 
     def changed(self, key: Key) -> None:
         """Something happened, or may have: the next look is at everything."""
@@ -136,6 +149,7 @@ class Reconciler:
         self._changed.discard(key)
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
+        self._rotations.forget(key)
 
     async def _carry_out(self, key: Key, proxy: Proxy, body: Object) -> float | None:
         problems = [Problem(reason=reason, message=text) for reason, text in checks.problems(proxy, self.settings)]
@@ -143,6 +157,7 @@ class Reconciler:
         if token.problem is not None:
             problems.append(token.problem)
         known, present = self._in_order.pop(key, None), (proxy.uid, proxy.generation, proxy.annotations)
+        client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
         live = await self._deployment(proxy) if problems or known == present else None
         if problems:
             outcome = _Outcome(problems=problems, deployment=live)
@@ -152,11 +167,20 @@ class Reconciler:
             if read_workload(live).settled:
                 self._rolling.discard(key)
         else:
-            outcome = await self._apply(key, proxy)
-            if not outcome.problems and outcome.held is None and not outcome.rest:
+            outcome = await self._apply(key, proxy, token, client)
+            waits = outcome.held is not None or outcome.preflight is not None
+            if not outcome.problems and not waits and not outcome.rest:
                 self._in_order[key] = present
         observed = await self._observe(proxy, outcome.problems, outcome.deployment, token=token, held=outcome.held)
-        return await self._report(key, proxy, body, observed)
+        problems = list(outcome.problems)
+        if client is not None:
+            desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
+            placed = [pod for pod in observed.pods if pod.placed]
+            pods = {pod.name: None if pod.report is None else pod.report.clients_hash for pod in placed}
+            await _tried(self._rotations.go_on(key, desired, client, pods), problems)
+        notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
+        observed = replace(observed, preflight=outcome.preflight, problems=problems, notes=notes)
+        return min(await self._report(key, proxy, body, observed), self._rotations.again_s(key))
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
         return await self.kube.find("Deployment", proxy.namespace, proxy.name)
@@ -175,13 +199,13 @@ class Reconciler:
         clients = proxy.spec.clients.token_secret_ref
         if token.problem is None and clients is not None:
             other = await read_token(self.kube, proxy.namespace, clients)
-            return Token(token.hash, other.problem)
+            return Token(token.hash, other.problem, token.note or other.note)
         return token
 
-    async def _apply(self, key: Key, proxy: Proxy) -> _Outcome:
+    async def _apply(self, key: Key, proxy: Proxy, token: Token, client: Object | None) -> _Outcome:
         """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
-        spec, out = proxy.spec, _Outcome()
-        desired = Desired(proxy=proxy, replicas=spec.replicas or 0, settings=self.settings)
+        out = _Outcome()
+        desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
         try:
             wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
         except SpecError as error:
@@ -192,8 +216,8 @@ class Reconciler:
             found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
         lives = {each["kind"]: each for each in found if each["metadata"]["name"] == proxy.name}
         live = out.deployment = lives.get("Deployment") or await self._deployment(proxy)
-        generates_client = spec.tinybird.token_secret_ref is not None and spec.clients.token_secret_ref is None
-        secrets = ensure_generated(self.kube, desired, self.make_token, client=generates_client)
+        wanting = generates_client_token(proxy) and client is None
+        secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
         made = await _tried(secrets, out.problems)
         if client_secret(proxy.name) in (made or ()) and live is not None:
             text = f"Secret {client_secret(proxy.name)} was gone; there is a new one: apps need its token."
@@ -202,7 +226,10 @@ class Reconciler:
         for manifest in wanted:
             kind = manifest["kind"]
             if kind == "Deployment":
-                step = self._put_deployment(key, proxy, manifest, live, applied, out, complete=complete)
+                if complete:
+                    judged = self._judge(key, desired, manifest, live, token, out)
+                    complete = await _tried(judged, out.problems) is not None
+                step = self._put_deployment(proxy, manifest, live, applied, out, complete=complete)
             else:
                 step = self._put(proxy, manifest, applied, lives.get(kind))
             complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
@@ -226,9 +253,25 @@ class Reconciler:
                 raise
             raise Invalid(_NO_POD_MONITORS) from error
 
+    async def _judge(
+        self, key: Key, desired: Desired, manifest: Object, live: Object | None, token: Token, out: _Outcome
+    ) -> _Outcome:
+        """Whether a changed template may go out, in ``out``: no row may be lost by it, and it is tried first."""
+        proxy = desired.proxy
+        out.held = await self._hold_back(key, proxy, live, manifest)
+        if out.held is not None:
+            return out
+        ours = live if live is not None and is_ours(live, proxy) else None
+        changed = ours is not None and applied_template(ours) not in (None, template_hash(manifest))
+        out.preflight = await preflight_jobs.hold(
+            self.kube, desired, ours, manifest, changed=changed, token_hash=token.hash, now=self.utc_now()
+        )
+        if out.preflight is not None and out.preflight.step is Step.FAILED:
+            self._rolling.discard(key)  # nothing of it rolls, so the next resource may
+        return out
+
     async def _put_deployment(
         self,
-        key: Key,
         proxy: Proxy,
         manifest: Object,
         live: Object | None,
@@ -238,8 +281,7 @@ class Reconciler:
         complete: bool,
     ) -> Object | None:
         """The Deployment, or only its number of pods while its template waits: ``complete``, for nothing else."""
-        out.held = await self._hold_back(key, proxy, live, manifest) if complete else None
-        if complete and out.held is None:
+        if complete and out.held is None and out.preflight is None:
             out.deployment = await self._put(proxy, with_template_hash(manifest), applied, live)
         elif live is not None:
             if not is_ours(live, proxy):
@@ -344,12 +386,16 @@ class Reconciler:
             await self.events.tell(proxy, problem.reason, problem.message, warning=True, about=problem.message)
         if observed.held is not None:
             await self.events.tell(proxy, Reason.ROLLOUT_HELD, observed.held, warning=True)
+        tried = observed.preflight
+        if tried is not None and tried.step is Step.FAILED:
+            await self.events.tell(proxy, Reason.PREFLIGHT_FAILED, tried.message, warning=True, about=tried.message)
         for condition in status["conditions"]:
             if condition["type"] == "TokenValid" and condition["status"] == "False" and not observed.problems:
                 await self.events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
         workload = observed.workload
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
-        return SOON_S if moving or observed.held is not None else FIGURES_S
+        trying = tried is not None and tried.step is not Step.FAILED
+        return SOON_S if moving or trying or observed.held is not None else FIGURES_S
 
 
 async def _tried(step: Awaitable[_Result], problems: list[Problem]) -> _Result | None:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator.errors import SettingsError
+from tinybird_proxy_operator.lease import Timing
 from tinybird_proxy_operator.names import FIELD_MANAGER
 from tinybird_proxy_operator.spec import image_repository
 
@@ -45,6 +46,8 @@ class OperatorSettings:
     log_format: Literal["auto", "json", "console"]
     upgrade_max_concurrent: int
     pod_monitors: bool = False
+    lease_name: str = FIELD_MANAGER
+    lease_timing: Timing = Timing()  # noqa: RUF009 - frozen
 
 
 def from_env(env: Mapping[str, str]) -> OperatorSettings:
@@ -72,6 +75,8 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         log_level=read.one("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         log_format=read.one("LOG_FORMAT", _choice("auto", "json", "console"), "auto"),
         upgrade_max_concurrent=read.one("UPGRADE_MAX_CONCURRENT", _integer(1, 1000), "1"),
+        lease_name=read.one("LEASE_NAME", _dns_label, FIELD_MANAGER),
+        lease_timing=_lease_timing(read),
         pod_monitors=read.one("POD_MONITORS", _choice("true", "false"), "false") == "true",
     )
     if read.problems:
@@ -115,6 +120,19 @@ def _labels(read: _Reader) -> Mapping[str, str]:
     if not labels and not any(problem.startswith("OPERATOR_POD_LABELS") for problem in read.problems):
         read.problems.append("OPERATOR_POD_LABELS: is missing; give the labels of the operator's pods as key=value,…")
     return labels
+
+
+def _lease_timing(read: _Reader) -> Timing:
+    before = len(read.problems)
+    defaults = Timing()
+    timing = Timing(
+        lease_duration_s=read.one("LEASE_DURATION_SECONDS", _integer(1, 3600), str(defaults.lease_duration_s)),
+        renew_deadline_s=read.one("LEASE_RENEW_DEADLINE_SECONDS", _integer(1, 3600), str(defaults.renew_deadline_s)),
+        retry_period_s=read.one("LEASE_RETRY_PERIOD_SECONDS", _integer(1, 3600), str(defaults.retry_period_s)),
+    )
+    if len(read.problems) == before and (problem := timing.problem()) is not None:
+        read.problems.append(problem)
+    return timing
 
 
 def _matching(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:

@@ -41,9 +41,11 @@ class Tinybird(_Struct, frozen=True):
 
 
 class Clients(_Struct, frozen=True):
-    """What clients must show. None: a generated Secret ``<name>-client``."""
+    """What clients must show. None: a generated Secret ``<name>-client``, and the rest is about that one."""
 
     token_secret_ref: SecretKey | None = None
+    overlap_seconds: int = 86_400
+    secret_deletion_policy: Literal["Delete", "Retain"] = "Delete"  # noqa: S105 - no password
 
 
 class Batch(_Struct, frozen=True):
@@ -149,6 +151,7 @@ class ProxySpec(_Struct, frozen=True):
     pod_disruption_budget: PodDisruptionBudget = PodDisruptionBudget()
     ingress: Ingress = Ingress()
     pod: Pod = Pod()
+    preflight: Literal["Enabled", "Disabled"] = "Enabled"
 
 
 class Proxy(msgspec.Struct, frozen=True, kw_only=True):

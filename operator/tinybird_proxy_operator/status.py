@@ -6,6 +6,7 @@ from typing import Any
 
 from tinybird_proxy_operator.names import ConditionType, Reason, status_selector
 from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
+from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
 
 FILLING_RATIO = 0.8
@@ -21,7 +22,7 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
     judged = {
         ConditionType.PROGRESSING: _progressing(observed, workload),
         ConditionType.DEGRADED: _degraded(observed, workload),
-        ConditionType.TOKEN_VALID: _token_valid(observed),
+        ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
         ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
     }
     judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
@@ -104,6 +105,9 @@ def _why_not(pods: Sequence[PodFacts]) -> str:
 def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
     if observed.held is not None:
         return "False", Reason.ROLLOUT_HELD, observed.held
+    if (tried := observed.preflight) is not None:
+        ended = tried.step is Step.FAILED
+        return ("False", Reason.PREFLIGHT_FAILED, tried.message) if ended else ("True", Reason.PREFLIGHT, tried.message)
     if workload is None:
         return "False", Reason.NOT_READY, "Nothing was rolled out yet."
     if workload.failed is not None:
@@ -126,9 +130,14 @@ def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
         return "True", Reason.ROLLOUT_FAILED, workload.failed
     if not observed.managed:
         return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator does not compare."
-    if observed.held is not None:
+    if observed.held is not None or observed.preflight is not None:
         return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied, but what is held back."
     return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied."
+
+
+def _with_notes(judged: _Judged, notes: Sequence[str]) -> _Judged:
+    status, reason, message = judged
+    return status, reason, " ".join([message, *notes])
 
 
 def _token_valid(observed: Observed) -> _Judged:

@@ -102,6 +102,7 @@ class ClientTokens:
 
     def __init__(self, text: str, *, key: bytes) -> None:
         """Parse one entry a line: ``TOKEN [name=NAME] [allow=ds1,ds2]``. Raises ``TokenFileError``."""
+        self.hash: Final = fingerprint(text)  # of the whole list: proves to others which one is in use
         self._key = key
         self._entries: dict[bytes, ClientEntry] = {}
         for number, line in enumerate(text.splitlines(), 1):

@@ -41,6 +41,7 @@ GRAVE = {
     "operator_queue_oldest_age_seconds",
     "operator_last_reconcile_age_seconds",
     "operator_resources",
+    "operator_leader",
 }
 
 
@@ -49,7 +50,14 @@ def emitted() -> set[str]:
     meters = Meters(heard_at=1.0, reconciled_at=1.0)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(
-        Telemetry(meters, queue_depth=lambda: 0, queue_age_s=lambda: 0.0, resources=lambda: 0, now=lambda: 2.0)
+        Telemetry(
+            meters,
+            queue_depth=lambda: 0,
+            queue_age_s=lambda: 0.0,
+            resources=lambda: 0,
+            is_leader=lambda: True,
+            now=lambda: 2.0,
+        )
     )
     pages = generate_latest(registry).decode() + prometheus.render(EMPTY).decode()
     found = set()

@@ -37,22 +37,25 @@ RIGHTS = {
     ("tinybird-proxy.io", "tinybirdproxies/finalizers"): ("update",),
     ("apps", "deployments"): CHILD,
     ("apps", "replicasets"): READ,
+    ("batch", "jobs"): ("get", "list", "watch", "create", "delete"),
     ("", "services"): CHILD,
     ("", "serviceaccounts"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("networking.k8s.io", "ingresses"): CHILD,
     ("", "pods"): READ,
-    ("", "secrets"): ("get", "list", "watch", "create"),
-    ("", "events"): ("create", "patch"),
+    ("", "secrets"): ("get", "list", "watch", "create", "patch"),
+    ("", "events"): ("list", "create"),
 }
+# In the operator's own namespace, by name.
+LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 POD_MONITORS = {("monitoring.coreos.com", "podmonitors"): CHILD}
 
 
 def rights(role: Object) -> dict[tuple[str, str], tuple[str, ...]]:
     found = {}
     for rule in role["rules"]:
-        assert set(rule) == {"apiGroups", "resources", "verbs"}
+        assert set(rule) - {"resourceNames"} == {"apiGroups", "resources", "verbs"}
         for resource in rule["resources"]:
             [group] = rule["apiGroups"]
             assert (group, resource) not in found
@@ -140,7 +143,7 @@ def test_each_value_reaches_its_setting() -> None:
 
 def test_the_defaults_of_the_chart_are_those_of_the_operator() -> None:
     given = environment(render(OPERATOR))
-    least = {name: given[name] for name in ("POD_NAMESPACE", "POD_NAME", "OPERATOR_POD_LABELS")}
+    least = {name: given[name] for name in ("POD_NAMESPACE", "POD_NAME", "OPERATOR_POD_LABELS", "LEASE_NAME")}
     by_itself = settings.from_env({**least, "LOG_FORMAT": "json"})
     assert settings.from_env(given) == by_itself
 
@@ -156,6 +159,10 @@ def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
     rendered = render(OPERATOR, values=OPERATOR / "ci" / f"{name}-values.yaml")
     expected = RIGHTS if name == "default" else RIGHTS | POD_MONITORS
     assert rights(one(rendered, "ClusterRole", "-operator")) == expected
+    lease = one(rendered, "Role", "-operator-lease")
+    assert (rights(lease), lease["metadata"]["namespace"]) == (LEASE, "here")
+    named = environment(rendered)["LEASE_NAME"]
+    assert [rule["resourceNames"] for rule in lease["rules"]] == [[named]]
     binding = one(rendered, "ClusterRoleBinding")
     account = one(rendered, "ServiceAccount")["metadata"]
     assert binding["roleRef"]["name"] == one(rendered, "ClusterRole", "-operator")["metadata"]["name"]
@@ -165,7 +172,7 @@ def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
 
 def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
     known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()}
-    assert known == {key for key in RIGHTS | POD_MONITORS if "/" not in key[1]}
+    assert known == {key for key in RIGHTS | POD_MONITORS | LEASE if "/" not in key[1]}
     plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
     for _, kind in KINDS:
         assert (RIGHTS | POD_MONITORS)[plurals[kind]] == CHILD
@@ -175,9 +182,10 @@ def test_with_namespaces_there_are_roles_in_them_and_nothing_of_the_whole_cluste
     rendered = render(OPERATOR, values=OPERATOR / "ci" / "namespaced-values.yaml")
     assert not CLUSTER_WIDE & {each["kind"] for each in rendered}
     roles = [each for each in rendered if each["kind"] == "Role"]
-    assert {role["metadata"]["namespace"]: rights(role) for role in roles} == {"team-a": RIGHTS, "team-b": RIGHTS}
+    expected = {"team-a": RIGHTS, "team-b": RIGHTS, "here": LEASE}
+    assert {role["metadata"]["namespace"]: rights(role) for role in roles} == expected
     bindings = [each for each in rendered if each["kind"] == "RoleBinding"]
-    assert {binding["metadata"]["namespace"] for binding in bindings} == {"team-a", "team-b"}
+    assert {binding["metadata"]["namespace"] for binding in bindings} == set(expected)
     assert all(binding["subjects"][0]["namespace"] == "here" for binding in bindings)
 
 
@@ -275,7 +283,9 @@ def test_labels_of_a_part_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+        ({"replicaCount": 2}, "additional properties 'replicaCount' not allowed"),
+        ({"lease": {"durationSeconds": 10}}, "lease.renewDeadlineSeconds: must be less than lease.durationSeconds, or"),
+        ({"lease": {"retryPeriodSeconds": 6}}, "lease.retryPeriodSeconds: must be at most half of"),
         ({"image": {"name": "x"}}, "at '/image': additional properties 'name' not allowed"),
         ({"image": {"tag": 5}}, "at '/image/tag': got number, want string"),
         ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),

@@ -17,8 +17,8 @@ OPERATOR_CHART: Final = ROOT / "charts" / "tinybird-proxy-operator"
 PROXY_CHART: Final = ROOT / "charts" / "tinybird-proxy"
 OPERATOR_NAMESPACE: Final = "tinybird-system"
 OPERATOR: Final = "tinybird-proxy-operator"
-# Beside the charts' defaults: what the tests need themselves.
-OPERATOR_VALUES: Final = ("--set", "allowedUpstreams={*.tinybird.co,*.svc}", "--set", "allowedCollectors={*.svc}")
+# Beside the charts' defaults: what the tests need themselves, and a Lease for which nobody waits long.
+OPERATOR_VALUES: Final = ("--values", str(HERE / "operator-values.yaml"))
 TINYBIRD_TOKEN: Final = "p.admin"
 _CLIENT: Final = (HERE / "client.py").read_text()
 _COMMAND_TIMEOUT_S: Final = 90
@@ -228,7 +228,7 @@ def operator_pods() -> list[dict[str, Any]]:
 
 
 def scale_operator(replicas: int) -> None:
-    """And wait until it is so."""
+    """And wait until it is so. The chart's number is 2."""
     namespace = Namespace(OPERATOR_NAMESPACE)
     namespace.kubectl("scale", f"deployment/{OPERATOR}", f"--replicas={replicas}")
     if replicas:

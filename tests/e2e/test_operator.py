@@ -43,7 +43,7 @@ def test_what_changed_while_the_operator_was_down_is_carried_out_when_it_is_back
         namespace.post("meanwhile")
         namespace.until_arrived("meanwhile")
     finally:
-        scale_operator(1)
+        scale_operator(2)
     until("two pods", lambda: len(namespace.pods()) == 2)
     until("the port", lambda: namespace.get("service", "events")["spec"]["ports"][0]["port"] == 8080)
     until("the policy", lambda: namespace.get("networkpolicy", "events"))
@@ -61,7 +61,10 @@ def test_the_operator_was_refused_nothing_in_the_whole_run() -> None:
 
 
 def test_the_operator_tells_of_no_fault_of_its_own() -> None:
-    logs = run("kubectl", "--namespace", OPERATOR_NAMESPACE, "logs", f"deployment/{OPERATOR}")
+    logs = run(
+        *("kubectl", "--namespace", OPERATOR_NAMESPACE, "logs"),
+        *("--selector", f"app.kubernetes.io/name={OPERATOR}", "--tail", "-1"),
+    )
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
     assert not [line["message"] for line in lines if line["levelname"] in ("ERROR", "CRITICAL")]
     assert "Traceback" not in logs

@@ -7,7 +7,6 @@ from tests.e2e.kubectl import (
     HERE,
     OPERATOR,
     OPERATOR_NAMESPACE,
-    OPERATOR_VALUES,
     Namespace,
     install_operator,
     run,
@@ -20,6 +19,8 @@ from tinybird_proxy import __version__
 pytestmark = pytest.mark.alone
 
 FIRST_CHART = HERE / "fixtures" / "tinybird-proxy-operator-0.1.0.tgz"
+# What it knows of the values that the tests use.
+FIRST_VALUES = ("--set", "allowedUpstreams={*.svc}", "--set", "allowedCollectors={*.svc}")
 # The cluster has this checkout's images only. So it is the charts that differ: objects, rights, CRD, environment.
 PRESENT_IMAGES = ("--set", f"image.tag={__version__}", "--set", f"proxy.image.tag={__version__}")
 
@@ -27,7 +28,7 @@ PRESENT_IMAGES = ("--set", f"image.tag={__version__}", "--set", f"proxy.image.ta
 def _put_the_first_chart_in_place() -> None:
     """Without a wait: what the first chart lets the operator do may not be enough for this checkout's one day."""
     where = ("--namespace", OPERATOR_NAMESPACE, "--timeout", "60s")
-    run("helm", "upgrade", OPERATOR, FIRST_CHART, *where, *OPERATOR_VALUES, *PRESENT_IMAGES)
+    run("helm", "upgrade", OPERATOR, FIRST_CHART, *where, *FIRST_VALUES, *PRESENT_IMAGES)
 
 
 def _pods(namespace: Namespace) -> dict[str, Any]:

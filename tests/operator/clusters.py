@@ -40,6 +40,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "buffer": {name: changes.get(name, value) for name, value in buffer.items()},
         "tokens": {
             "mode": "own",
+            "clients": {"entries": 1, "hash": changes.get("clients_hash")},
             "tinybird": {name: changes.get(name, value) for name, value in token.items()},
             "candidate": changes.get("candidate"),
         },

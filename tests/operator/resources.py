@@ -26,7 +26,11 @@ EVERYTHING: Final[dict[str, Any]] = {
     "imagePullSecrets": [{"name": "registry"}],
     "replicas": 3,
     "tinybird": {"url": "https://api.us-east.tinybird.co", "tokenSecretRef": {"name": "tinybird", "key": "ingest"}},
-    "clients": {"tokenSecretRef": {"name": "apps", "key": "list"}},
+    "clients": {
+        "tokenSecretRef": {"name": "apps", "key": "list"},
+        "overlapSeconds": 3600,
+        "secretDeletionPolicy": "Retain",
+    },
     "batch": {"maxRows": 50_000, "maxSize": "5M", "flushIntervalMilliseconds": 250},
     "buffer": {"maxRows": 200_000, "maxSize": "1Gi"},
     "drain": {"shutdownTimeoutSeconds": 110},
@@ -114,7 +118,11 @@ valid_names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
 @st.composite
 def valid_specs(draw: st.DrawFn) -> dict[str, Any]:
     """Any spec that nothing refuses."""
-    clients = st.fixed_dictionaries({}, optional={"tokenSecretRef": _SECRET})
+    clients = _some(
+        tokenSecretRef=_SECRET,
+        overlapSeconds=st.integers(0, 2_419_200),
+        secretDeletionPolicy=st.sampled_from(["Delete", "Retain"]),
+    )
     tinybird = draw(_some(url=st.sampled_from(["https://api.tinybird.co"]), tokenSecretRef=_SECRET))
     spec = draw(
         _some(

@@ -1,22 +1,27 @@
 """Secrets: those that a resource names, and those that are made for it."""
 
 import base64
+from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from tests.operator.resources import OWN_TOKEN, desired
+from tests.operator.resources import OWN_TOKEN, UID, desired
 
 from tinybird_proxy.config import token_hash
 from tinybird_proxy_operator.children import NameTaken
-from tinybird_proxy_operator.credentials import ensure_generated, read_token
+from tinybird_proxy_operator.credentials import ensure_generated, find_client_secret, read_token, rotate_client_token
 from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.kube import Kube
-from tinybird_proxy_operator.names import USE_LABEL
+from tinybird_proxy_operator.manifests.secrets import RETAINED_FOR_ANNOTATION
+from tinybird_proxy_operator.names import GROUP, USE_LABEL, child_labels
+from tinybird_proxy_operator.rotation import ROTATE_ANNOTATION, Step
 from tinybird_proxy_operator.spec import SecretKey
 from tinybird_proxy_operator.testing.fake_api import FakeApi
 
 REF = SecretKey(name="tinybird")
+EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+RETAIN: Final[dict[str, Any]] = {**OWN_TOKEN, "clients": {"secretDeletionPolicy": "Retain"}}
 
 
 def secret(value: str | None = "p.token", *, name: str = "tinybird", use: str | None = "token") -> dict[str, Any]:
@@ -103,3 +108,219 @@ async def test_a_strangers_secret_of_that_name_is_not_used(api: FakeApi, kube: K
     with pytest.raises(NameTaken, match=f"Secret {name}"):
         await ensure_generated(kube, desired(OWN_TOKEN), lambda: "t", client=True)
     assert api.get("Secret", name) == theirs
+
+
+async def test_of_an_immutable_secret_it_is_said_that_its_token_cannot_change(api: FakeApi, kube: Kube) -> None:
+    api.put({**secret(), "immutable": True})
+    found = await read_token(kube, "shop", REF)
+    assert (found.hash, found.problem) == (token_hash("p.token"), None)
+    assert found.note == (
+        "The Secret tinybird is immutable: its token cannot be changed. To rotate it, make another Secret and name that"
+        " one in the resource."
+    )
+    api.put(secret())
+    assert (await read_token(kube, "shop", REF)).note is None
+
+
+# The generated client Secret, later on.
+
+
+async def installed(kube: Kube, spec: dict[str, Any] = OWN_TOKEN, **metadata: Any) -> None:
+    await ensure_generated(kube, desired(spec, **metadata), lambda: "t1", client=True)
+
+
+async def rotated(
+    kube: Kube,
+    spec: dict[str, Any] = OWN_TOKEN,
+    *,
+    asked: str | None = None,
+    pods: dict[str, str | None] | None = None,
+    at_s: float = 0.0,
+    **metadata: Any,
+) -> Step:
+    """One look at the Secret, as a resource with this annotation has it."""
+    annotations = {} if asked is None else {ROTATE_ANNOTATION: asked}
+    wanted = desired(spec, annotations=annotations, **metadata)
+    live = await find_client_secret(kube, wanted.proxy)
+    assert live is not None
+    now = EPOCH + timedelta(seconds=at_s)
+    return await rotate_client_token(kube, wanted, live, pods=pods or {}, now=now, fresh_token="t2")
+
+
+def data(api: FakeApi) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in api.get("Secret", "events-client")["data"].items()}
+
+
+def annotations(api: FakeApi) -> dict[str, str]:
+    found = api.get("Secret", "events-client")["metadata"].get("annotations") or {}
+    return {key.removeprefix(f"{GROUP}/"): value for key, value in found.items()}
+
+
+async def test_a_secret_with_which_nothing_is_to_be_done_is_not_written(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    api.asked.clear()
+    assert await rotated(kube) == Step()
+    assert api.writes == []
+
+
+async def test_a_rotation_goes_through_the_secret_step_by_step(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    before = token_hash(data(api)["accepted"])
+    await rotated(kube, asked="June", pods={"p": before})
+    both = "t1 name=events-client\nt2 name=events-client\n"
+    assert data(api) == {"token": "t1", "accepted": both, "next": "t2"}
+    assert annotations(api) == {"rotating-for": "June", "rotating-since": "2026-01-01T00:00:00Z"}
+    assert (await rotated(kube, asked="June", pods={"p": before})).content is None
+    taken = await rotated(kube, asked="June", pods={"p": token_hash(both)})
+    assert taken.told is not None
+    assert data(api) == {
+        "token": "t2",
+        "accepted": "t1 name=events-client # replaced 2026-01-01T00:00:00Z\nt2 name=events-client\n",
+    }
+    assert annotations(api) == {"rotated-for": "June", "overlap-ends-at": "2026-01-02T00:00:00Z"}
+    await rotated(kube, asked="June", at_s=86_400)
+    assert data(api) == {"token": "t2", "accepted": "t2 name=events-client\n"}
+    assert annotations(api) == {"rotated-for": "June"}
+
+
+async def test_the_overlap_is_the_resources(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    spec = {**OWN_TOKEN, "clients": {"overlapSeconds": 60}}
+    for _ in range(2):
+        await rotated(kube, spec, asked="June")
+    assert annotations(api)["overlap-ends-at"] == "2026-01-01T00:01:00Z"
+
+
+async def test_of_two_writers_the_second_one_loses_and_looks_again(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    wanted = desired(OWN_TOKEN, annotations={ROTATE_ANNOTATION: "June"})
+    live = await find_client_secret(kube, wanted.proxy)
+    assert live is not None
+    first = await rotate_client_token(kube, wanted, live, pods={}, now=EPOCH, fresh_token="t2")
+    second = await rotate_client_token(kube, wanted, live, pods={}, now=EPOCH, fresh_token="t3")
+    assert (first.content is None, second.content, second.told, second.again_s) == (False, None, None, 0.0)
+    assert data(api)["next"] == "t2"
+
+
+async def test_a_secret_that_is_deleted_meanwhile_stays_so_and_another_of_that_name_is_not_written(
+    api: FakeApi, kube: Kube
+) -> None:
+    await installed(kube)
+    wanted = desired(OWN_TOKEN, annotations={ROTATE_ANNOTATION: "June"})
+    live = await find_client_secret(kube, wanted.proxy)
+    assert live is not None
+    api.remove("Secret", "events-client")
+    assert (await rotate_client_token(kube, wanted, live, pods={}, now=EPOCH, fresh_token="t2")).again_s == 0.0
+    assert "events-client" not in api.names("Secret")
+    theirs = api.put(secret(name="events-client"))
+    assert (await rotate_client_token(kube, wanted, live, pods={}, now=EPOCH, fresh_token="t2")).again_s == 0.0
+    assert api.get("Secret", "events-client") == theirs
+
+
+async def test_a_write_that_fails_is_tried_anew_and_one_whose_answer_is_lost_is_not_done_twice(
+    api: FakeApi, kube: Kube
+) -> None:
+    await installed(kube)
+    for done_first in (False, True):
+        api.fail(503, method="PATCH", done_first=done_first)
+        with pytest.raises(Unavailable):
+            await rotated(kube, asked="June")
+        assert ("next" in data(api)) is done_first
+    await rotated(kube, asked="June")
+    assert (data(api)["token"], "next" in data(api)) == ("t2", False)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        None,
+        {},
+        {"token": "", "accepted": "", "next": ""},
+        {"token": "/w==", "accepted": "/w==", "next": "/w=="},
+        {"accepted": base64.b64encode(b"a b c\n").decode()},
+    ],
+)
+async def test_a_secret_whose_content_was_spoiled_gets_a_token_again(
+    api: FakeApi, kube: Kube, spoiled: dict[str, str] | None
+) -> None:
+    await installed(kube)
+    live = api.get("Secret", "events-client")
+    api.put({**live, "data": spoiled})
+    for _ in range(4):
+        await rotated(kube)
+    assert data(api)["token"] == "t2"
+    assert "t2 name=events-client" in data(api)["accepted"].splitlines()
+
+
+async def test_an_immutable_client_secret_is_not_written(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    before = api.put({**api.get("Secret", "events-client"), "immutable": True})
+    taken = await rotated(kube, asked="June")
+    assert taken.sentence is not None
+    assert "is immutable" in taken.sentence
+    assert api.get("Secret", "events-client") == before
+
+
+def owners(api: FakeApi) -> list[str]:
+    return [owner["uid"] for owner in api.get("Secret", "events-client")["metadata"].get("ownerReferences") or []]
+
+
+async def test_whether_the_secret_goes_with_its_resource_can_be_changed_both_ways(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    for _ in range(2):
+        await rotated(kube, RETAIN)
+        assert (owners(api), annotations(api)) == ([], {"retained-for": "shop/events"})
+        await rotated(kube)
+        assert (owners(api), annotations(api)) == ([UID], {})
+    assert data(api)["token"] == "t1"
+    api.asked.clear()
+    await rotated(kube)
+    assert api.writes == []
+
+
+async def test_a_retained_secret_is_used_by_a_new_resource_of_the_same_name(api: FakeApi, kube: Kube) -> None:
+    await installed(kube, RETAIN)
+    api.remove("Secret", "events-admin")  # that one went with the resource
+    assert await ensure_generated(kube, desired(OWN_TOKEN, uid="new"), lambda: "t9", client=True) == ["events-admin"]
+    await rotated(kube, uid="new")
+    assert (owners(api), annotations(api), data(api)["token"]) == (["new"], {}, "t1")
+
+
+async def test_a_retained_secret_goes_on_with_its_rotation_and_its_overlap(api: FakeApi, kube: Kube) -> None:
+    await installed(kube, RETAIN)
+    await rotated(kube, RETAIN, asked="June")
+    for _ in range(2):
+        await rotated(kube, RETAIN, asked="June", uid="new")
+    assert data(api)["token"] == "t2"
+    assert annotations(api) == {
+        "retained-for": "shop/events",
+        "rotated-for": "June",
+        "overlap-ends-at": "2026-01-02T00:00:00Z",
+    }
+
+
+async def test_owners_that_others_added_stay_and_labels_that_were_lost_come_back(api: FakeApi, kube: Kube) -> None:
+    await installed(kube)
+    live = api.get("Secret", "events-client")
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}
+    metadata = {**live["metadata"], "labels": {"team": "web"}}
+    metadata["ownerReferences"] = [*metadata["ownerReferences"], other]
+    api.put({**live, "metadata": metadata})
+    await rotated(kube, RETAIN)
+    assert owners(api) == ["x"]
+    assert api.get("Secret", "events-client")["metadata"]["labels"] == {"team": "web", **child_labels("events")}
+    await rotated(kube)
+    assert owners(api) == ["x", UID]
+
+
+async def test_a_strangers_client_secret_is_not_found(api: FakeApi, kube: Kube) -> None:
+    assert await find_client_secret(kube, desired(OWN_TOKEN).proxy) is None
+    api.put(secret(name="events-client"))
+    assert await find_client_secret(kube, desired(OWN_TOKEN).proxy) is None
+    await ensure_generated(kube, desired(OWN_TOKEN, name="other"), lambda: "t", client=True)
+    assert await find_client_secret(kube, desired(OWN_TOKEN, name="other", uid="new").proxy) is None
+    theirs = secret(name="events-client")
+    theirs["metadata"]["annotations"] = {RETAINED_FOR_ANNOTATION: "shop/other"}
+    api.put(theirs)
+    with pytest.raises(NameTaken):
+        await ensure_generated(kube, desired(RETAIN), lambda: "t", client=True)

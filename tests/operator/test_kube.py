@@ -18,6 +18,7 @@ from tinybird_proxy_operator.errors import (
     Unavailable,
 )
 from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kubernetes_connection
+from tinybird_proxy_operator.lease import NotLeader
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 from tinybird_proxy_operator.testing.fake_api import FakeApi
 from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR
@@ -41,6 +42,53 @@ async def test_a_request_carries_the_token_and_no_body_where_none_belongs(api: F
     api.put(service())
     await kube.get("Service", "shop", "events")
     assert (api.asked[-1].authorization, api.asked[-1].body) == ("Bearer operator-token", None)
+
+
+async def test_no_byte_of_a_write_leaves_that_the_fence_stops_and_reads_and_the_lease_pass(
+    api: FakeApi, tmp_path: Path
+) -> None:
+    stopped = False
+
+    def fence() -> None:
+        if stopped:
+            raise NotLeader("somebody else leads")
+
+    (tmp_path / "kubeconfig").write_text(api.kubeconfig())
+    async with kubernetes_connection(str(tmp_path / "kubeconfig"), fence=fence, write_timeout_s=5) as kube:
+        made = await kube.create(service())
+        assert api.asked[-1].query["timeout"] == "5s"
+        stopped, before = True, len(api.asked)
+        uid = made["metadata"]["uid"]
+        for write in (
+            kube.create(service("other")),
+            kube.apply(service(), uid=uid),
+            kube.set_scale("shop", "events", 1, resource_version="1"),
+            kube.delete("Service", "shop", "events", uid=uid),
+        ):
+            with pytest.raises(NotLeader):
+                await write
+        assert len(api.asked) == before
+        assert await kube.find("Service", "shop", "events")
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": {}}
+        await kube.put({**lease, "metadata": {"name": "mine", "namespace": "shop"}})
+        stopped = False
+        await kube.delete("Service", "shop", "events", uid=uid)
+        assert await kube.find("Service", "shop", "events") is None
+
+
+async def test_a_lease_is_made_once_and_replaced_by_whoever_has_seen_it_last(api: FakeApi, kube: Kube) -> None:
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": {}}
+    made = await kube.put({**lease, "metadata": {"name": "mine", "namespace": "shop"}})
+    newer = await kube.put({**made, "spec": {"holderIdentity": "one"}})
+    with pytest.raises(Conflict):
+        await kube.put({**made, "spec": {"holderIdentity": "other"}})
+    assert (await kube.get("Lease", "shop", "mine"))["spec"] == newer["spec"] == {"holderIdentity": "one"}
+
+
+async def test_without_a_cluster_to_connect_to_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="no way to the API server"):
+        async with kubernetes_connection(str(tmp_path / "none")):
+            pass
 
 
 async def test_an_object_is_found_or_not(api: FakeApi, kube: Kube) -> None:
@@ -288,9 +336,3 @@ async def test_an_answer_that_is_not_the_api_servers_is_an_error(
         with pytest.raises(kind):
             await before.list("Service", "shop")
     server.close()
-
-
-async def test_without_a_cluster_to_connect_to_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="kube-config"):
-        async with kubernetes_connection(str(tmp_path / "none")):
-            pass

@@ -19,7 +19,7 @@ from tinybird_proxy_operator.__main__ import make_reconciler, measured, noticing
 from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.handlers import Watches
 from tinybird_proxy_operator.metrics import Meters
-from tinybird_proxy_operator.names import ADMIN_PORT
+from tinybird_proxy_operator.names import ADMIN_PORT, FIELD_MANAGER
 from tinybird_proxy_operator.queue import Key, WorkQueue
 from tinybird_proxy_operator.reconcile import Reconciler
 from tinybird_proxy_operator.settings import from_env
@@ -143,7 +143,9 @@ async def process(env: Mapping[str, str]) -> tuple[int, str]:
 
 
 def connected(api: FakeApi, directory: Path) -> dict[str, str]:
-    """Variables of an operator that finds ``api``, and a free port."""
+    """Variables of an operator that finds ``api`` with a Lease that was released, and a free port."""
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": {"leaseDurationSeconds": 1}}
+    api.put({**lease, "metadata": {"name": FIELD_MANAGER, "namespace": OPERATOR_ENV["POD_NAMESPACE"]}})
     path = directory / "kubeconfig"
     path.write_text(api.kubeconfig())
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -153,7 +155,7 @@ def connected(api: FakeApi, directory: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_well(api: FakeApi, tmp_path: Path, number: signal.Signals) -> None:
-    api.fail(503, times=1000)
+    api.fail(503, path="/apis?$", times=1000)
     started = await start(connected(api, tmp_path))
     try:
         async with asyncio.timeout(60):
@@ -166,6 +168,48 @@ async def test_a_signal_ends_it_well(api: FakeApi, tmp_path: Path, number: signa
         if started.returncode is None:
             started.kill()
     assert (started.returncode, b"ended by themselves" in said) == (0, False)
+    lease = api.get("Lease", FIELD_MANAGER, OPERATOR_ENV["POD_NAMESPACE"])["spec"]
+    assert (lease["holderIdentity"], lease["leaseDurationSeconds"]) == ("", 1)  # the next one begins at once
+
+
+async def test_one_that_does_not_lead_watches_nothing_and_ends_well(api: FakeApi, tmp_path: Path) -> None:
+    env = connected(api, tmp_path)
+    lease = api.get("Lease", FIELD_MANAGER, OPERATOR_ENV["POD_NAMESPACE"])
+    api.put({**lease, "spec": {"holderIdentity": "another", "leaseDurationSeconds": 3600}})
+    started = await start(env)
+    try:
+        async with asyncio.timeout(60):
+            assert started.stderr is not None
+            while b"is held by another" not in await started.stderr.readline():
+                pass
+            started.send_signal(signal.SIGTERM)
+            await started.communicate()
+    finally:
+        if started.returncode is None:
+            started.kill()
+    assert started.returncode == 0
+    assert {asked.path.rpartition("/")[2] for asked in api.asked} == {FIELD_MANAGER}
+    assert api.get("Lease", FIELD_MANAGER, OPERATOR_ENV["POD_NAMESPACE"])["spec"]["holderIdentity"] == "another"
+
+
+async def test_a_leader_that_loses_its_lease_is_gone_at_once(api: FakeApi, tmp_path: Path) -> None:
+    env = connected(api, tmp_path)
+    api.fail(503, path="/apis?$", times=1000)
+    times = {"LEASE_DURATION_SECONDS": "3", "LEASE_RENEW_DEADLINE_SECONDS": "2", "LEASE_RETRY_PERIOD_SECONDS": "1"}
+    started = await start({**env, **times})
+    try:
+        async with asyncio.timeout(60):
+            assert started.stderr is not None
+            while b"leading: " not in await started.stderr.readline():
+                pass
+            lease = api.get("Lease", FIELD_MANAGER, OPERATOR_ENV["POD_NAMESPACE"])
+            api.put({**lease, "spec": {**lease["spec"], "holderIdentity": "another"}})
+            _, said = await started.communicate()
+    finally:
+        if started.returncode is None:
+            started.kill()
+    assert started.returncode == main_module.LEASE_LOST_STATUS
+    assert b"it is held by another" in said
 
 
 async def test_watches_that_fail_end_it_with_an_error(api: FakeApi, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class Operator:
     meters: Meters = field(default_factory=Meters)
     depth: int = 0
     age_s: float = 0.0
+    leads: bool = True
     port: int = 0
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -45,6 +46,7 @@ async def measured() -> AsyncIterator[Operator]:
         queue_depth=lambda: operator.depth,
         queue_age_s=lambda: operator.age_s,
         resources=lambda: 3,
+        is_leader=lambda: operator.leads,
         now=lambda: 1000.0,
     )
     runner = web.AppRunner(telemetry.app(), access_log=None)
@@ -67,6 +69,7 @@ async def test_everything_is_shown() -> None:
             "reconciles_total/ok": 5,
             "reconciles_total/error": 2,
             "reconcile_seconds_total": 1.5,
+            "leader": 1,
             "resources": 3,
             "queue_depth": 4,
             "queue_oldest_age_seconds": 2.5,
@@ -99,7 +102,14 @@ async def test_it_is_live_unless_keys_wait_and_no_reconcile_ends(
         assert (await operator.get("/healthz"))[0] == (200 if live else 503)
 
 
-async def test_it_is_ready_once_the_watches_have_begun() -> None:
+async def test_whoever_waits_to_lead_is_ready_and_says_that_it_does_not_lead() -> None:
+    async with measured() as operator:
+        operator.leads = False
+        assert await operator.get("/readyz") == (200, '{"ready": true, "leader": false}')
+        assert (await operator.samples())["leader"] == 0
+
+
+async def test_a_leader_is_ready_once_the_watches_have_begun() -> None:
     async with measured() as operator:
         assert (await operator.get("/readyz"))[0] == 503
         operator.meters.synced = True

@@ -46,7 +46,7 @@ async def test_a_look_at_everything_reads_everything_once(cluster: Cluster) -> N
     await in_order(cluster)
     await cluster.reconcile()
     read = [asked.path for asked in cluster.api.asked]
-    assert len(read) == len(set(read)) == 13
+    assert len(read) == len(set(read)) == 14
     assert cluster.api.writes == []
 
 
@@ -135,7 +135,7 @@ async def test_a_resource_that_changed_is_looked_at_whole_whether_an_event_came_
 async def test_what_is_held_back_or_refused_is_tried_again_without_an_event(cluster: Cluster) -> None:
     await in_order(cluster)
     cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
-    cluster.resource({**WITH_TOKEN, "image": NEW_IMAGE})
+    cluster.resource({**WITH_TOKEN, "image": NEW_IMAGE, "preflight": "Disabled"})
     cluster.api.fail(422, method="PATCH", path="/services", times=2)
     assert await cluster.look() == SOON_S
     assert cluster.condition("Progressing") == ("False", "RolloutHeld")
@@ -162,7 +162,7 @@ async def test_a_rollout_that_ended_is_noticed_by_a_look_for_the_figures_and_the
     cluster: Cluster,
 ) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
-        cluster.resource({"replicas": 1}, name=name)
+        cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
         await cluster.reconcile(name)
         cluster.roll_out(name, pods=1, first_ip=ip)
     cluster.reconciler = cluster.operator(PROXY_IMAGE=NEW_IMAGE)

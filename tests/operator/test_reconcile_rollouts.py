@@ -8,7 +8,7 @@ from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION
 from tinybird_proxy_operator.reconcile import SOON_S
 
 NEW_IMAGE = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.4"
-CHANGED = {"replicas": 2, "image": NEW_IMAGE}
+CHANGED = {"replicas": 2, "image": NEW_IMAGE, "preflight": "Disabled"}
 
 
 def live_image(cluster: Cluster, name: str = "events") -> str:
@@ -61,7 +61,7 @@ async def test_the_annotation_lets_a_held_template_go_out(cluster: Cluster) -> N
 
 async def test_a_changed_default_image_rolls_so_many_resources_at_a_time(cluster: Cluster) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
-        cluster.resource({"replicas": 1}, name=name)
+        cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
         await cluster.reconcile(name)
         cluster.roll_out(name, pods=1, first_ip=ip)
     cluster.reconciler = cluster.operator(PROXY_IMAGE=NEW_IMAGE)
@@ -79,7 +79,7 @@ async def test_a_changed_default_image_rolls_so_many_resources_at_a_time(cluster
 @pytest.mark.parametrize("how", ["deleted", "unmanaged", "another's"])
 async def test_nobody_waits_for_a_resource_that_is_no_longer_ours(cluster: Cluster, how: str) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
-        cluster.resource({"replicas": 1}, name=name)
+        cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
         await cluster.reconcile(name)
         cluster.roll_out(name, pods=1, first_ip=ip)
     cluster.reconciler = cluster.operator(PROXY_IMAGE=NEW_IMAGE)
@@ -97,7 +97,7 @@ async def test_nobody_waits_for_a_resource_that_is_no_longer_ours(cluster: Clust
 
 async def test_a_rollout_that_an_earlier_operator_began_counts(cluster: Cluster) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
-        cluster.resource({"replicas": 1}, name=name)
+        cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
         await cluster.reconcile(name)
         cluster.roll_out(name, pods=1, first_ip=ip)
     cluster.reconciler = cluster.operator(PROXY_IMAGE=NEW_IMAGE)
@@ -111,7 +111,7 @@ async def test_a_rollout_that_an_earlier_operator_began_counts(cluster: Cluster)
 
 async def test_what_an_author_changes_waits_for_nobody(cluster: Cluster) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
-        cluster.resource({"replicas": 1}, name=name)
+        cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
         await cluster.reconcile(name)
         cluster.roll_out(name, pods=1, first_ip=ip)
     for name in ("events", "orders"):

@@ -5,6 +5,7 @@ from tests.operator.resources import OPERATOR_ENV
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator.errors import SettingsError
+from tinybird_proxy_operator.lease import Timing
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
 
 LEAST = {"POD_NAMESPACE": "tinybird-system", "OPERATOR_POD_LABELS": "app=operator"}
@@ -14,6 +15,24 @@ def refusal(**env: str) -> tuple[str, ...]:
     with pytest.raises(SettingsError) as refused:
         from_env({**LEAST, **env})
     return refused.value.problems
+
+
+def test_the_times_of_the_lease_can_be_set_and_must_go_together() -> None:
+    times = {
+        "LEASE_DURATION_SECONDS": "3",
+        "LEASE_RENEW_DEADLINE_SECONDS": "2",
+        "LEASE_RETRY_PERIOD_SECONDS": "1",
+    }
+    settings = from_env({**LEAST, "LEASE_NAME": "mine", **times})
+    assert (settings.lease_name, settings.lease_timing) == (
+        "mine",
+        Timing(lease_duration_s=3, renew_deadline_s=2, retry_period_s=1),
+    )
+    assert from_env(LEAST).lease_timing == Timing()
+    assert refusal(LEASE_DURATION_SECONDS="5") == (
+        "LEASE_DURATION_SECONDS must be greater than LEASE_RENEW_DEADLINE_SECONDS",
+    )
+    assert len(refusal(LEASE_DURATION_SECONDS="soon")) == 1
 
 
 def test_only_where_it_runs_must_be_said() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from tests.proxy.running import (
@@ -213,13 +214,32 @@ async def test_the_token_in_use_is_shown_by_its_hash_since_when_and_what_tinybir
         assert own["accepted_at"] is not None
 
 
-async def test_clients_tokens_are_counted() -> None:
-    async with running_world(AUTHORIZATION_TOKEN="one\ntwo name=x # comment\n\n# three\n") as world:
-        assert (await _status(world))["tokens"]["clients"] == {"entries": 2}
+async def test_clients_tokens_are_counted_and_the_list_of_them_is_known_by_its_hash() -> None:
+    listed = "one\ntwo name=x # comment\n\n# three\n"
+    async with running_world(AUTHORIZATION_TOKEN=listed) as world:
+        assert (await _status(world))["tokens"]["clients"] == {"entries": 2, "hash": _hash(listed.strip())}
     async with running_world(TINYBIRD_TOKEN=None) as world:
         tokens = (await _status(world))["tokens"]
         assert (tokens["mode"], tokens["clients"]) == ("clients", None)
         assert "tinybird" not in tokens
+
+
+async def test_the_hash_of_clients_tokens_is_that_of_the_list_in_use_not_of_a_file_that_cannot_be_used(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "accepted"
+    file.write_text("one\n")
+    async with running_world(AUTHORIZATION_TOKEN_FILE=str(file)) as world:
+
+        def shown() -> Any:
+            return world.status()["tokens"]["clients"]["hash"]
+
+        assert shown() == _hash("one")
+        file.write_text("one\ntwo\n")
+        await until(lambda: shown() == _hash("one\ntwo"))
+        file.write_text("one two\n")
+        await until(lambda: world.status()["tokens"]["files"][0]["problem"] is not None)
+        assert shown() == _hash("one\ntwo")
 
 
 async def test_pages_are_made_while_destinations_come_and_go() -> None:

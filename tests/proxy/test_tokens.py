@@ -134,6 +134,13 @@ def test_another_key_gives_other_digests() -> None:
     assert vars(one)["_entries"].keys() != vars(other)["_entries"].keys()
 
 
+def test_a_list_is_known_by_the_hash_of_its_whole_text_whatever_the_key() -> None:
+    text = "abc name=web # replaced yesterday\n\nabd\n"
+    assert ClientTokens(text, key=KEY).hash == ClientTokens(f"\n {text}\n", key=b"2").hash == fingerprint(text)
+    others = {ClientTokens(each, key=KEY).hash for each in (text, "abc name=web\nabd", "abd\nabc name=web", "abc\nabd")}
+    assert len(others) == 4
+
+
 _WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=12)
 
 

@@ -81,6 +81,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch]
+# A changed URL or image is tried by a Job before it goes out.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]
@@ -98,19 +102,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
-# Created only if absent, never changed, never deleted.
+# Created only if absent, never deleted; patched: only the client Secrets that it made, when their token is rotated.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, list, watch, create]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create]
 {{- end }}
 
 {{/* What the schema could only refuse without a reason. */}}
 {{- define "operator.check" -}}
 {{- if and .Values.watchNamespaces .Values.crds.enabled }}
 {{- fail "crds.enabled: must be false with watchNamespaces, for a CRD is the whole cluster's and this release gets rights in its namespaces only; have someone who may apply files/crd.yaml of this chart" }}
+{{- end }}
+{{- if le (int .Values.lease.durationSeconds) (int .Values.lease.renewDeadlineSeconds) }}
+{{- fail "lease.renewDeadlineSeconds: must be less than lease.durationSeconds, or two operators could write at once" }}
+{{- end }}
+{{- if lt (int .Values.lease.renewDeadlineSeconds) (mul 2 (int .Values.lease.retryPeriodSeconds)) }}
+{{- fail "lease.retryPeriodSeconds: must be at most half of lease.renewDeadlineSeconds, or one missed renewal would end the leader" }}
 {{- end }}
 {{- $own := include "operator.labels" (dict "Chart" .Chart "Release" .Release "Values" (set (deepCopy .Values) "commonLabels" dict)) | fromYaml }}
 {{- $given := dict "commonLabels" .Values.commonLabels }}

@@ -110,7 +110,7 @@ class FakeApi:
         retry_after_s: int | None = None,
         done_first: bool = False,
     ) -> None:
-        """Fail the next ``times`` such requests; status 0: hang up. ``done_first``: the work is done nevertheless."""
+        """Fail the next ``times`` such requests, ``path`` a pattern; 0: hang up. ``done_first``: after the work."""
         self._faults.append(_Fault(status, method, path, times, message, retry_after_s, done_first))
 
     def heal(self) -> None:
@@ -182,7 +182,7 @@ class FakeApi:
 
     def _next_fault(self, asked: Asked) -> _Fault | None:
         for fault in self._faults:
-            if fault.times > 0 and fault.method in (None, asked.method) and fault.path in asked.path:
+            if fault.times > 0 and fault.method in (None, asked.method) and re.search(fault.path, asked.path):
                 fault.times -= 1
                 return fault
         return None
@@ -213,6 +213,8 @@ class FakeApi:
         key = (kind, namespace, name)
         if asked.method == "PATCH" and asked.content_type == "application/apply-patch+yaml":
             return self._apply(key, sub, body, asked.query)
+        if asked.method == "PUT" and kind == "Lease" and sub is None:
+            return self._replace(key, body, asked.query)
         if (old := self._objects.get(key)) is None:
             raise _Refused(404, f'{known.plural} "{name}" not found')
         if asked.method == "GET":
@@ -265,6 +267,19 @@ class FakeApi:
             body.pop("status", None)
         manager = (query.get("fieldManager", "unknown"), "Update", "")
         return self._store(key, owned_by(body, manager, fields_of(body)), None)
+
+    def _replace(self, key: _Id, body: Object, query: dict[str, str]) -> tuple[int, Object]:
+        """A Lease may be made by name; nothing is replaced by somebody who does not say what it was."""
+        self._check(key[0], body)
+        metadata, old = body["metadata"], self._objects.get(key)
+        if "resourceVersion" not in metadata:
+            if old is not None:
+                raise _Refused(422, "metadata.resourceVersion: must be specified for an update")
+            return 201, self._create(key[0], key[1], body, query)
+        if old is None:
+            raise _Refused(409, f'{self.kinds[key[0]].plural} "{key[2]}" is gone')
+        _precondition(old, metadata)
+        return 200, self._store(key, body, old)
 
     def _check(self, kind: str, body: Object) -> None:
         if (body.get("kind"), body.get("apiVersion")) != (kind, self.kinds[kind].api_version):

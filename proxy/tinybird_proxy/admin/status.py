@@ -151,10 +151,10 @@ class Reporter:
         }
 
     def _tokens(self) -> dict[str, Any]:
-        own = self.pipeline.surroundings.own_token
+        own, clients = self.pipeline.surroundings.own_token, self.gate.clients
         found: dict[str, Any] = {
             "mode": "own" if self.gate.own_token_mode else "clients",
-            "clients": None if self.gate.clients is None else {"entries": len(self.gate.clients)},
+            "clients": None if clients is None else {"entries": len(clients), "hash": clients.hash},
             "files": [{"variable": file.variable, "path": file.path, "problem": file.problem} for file in self.files],
         }
         if own is not None:

@@ -1,0 +1,141 @@
+"""``tinybird-proxy-operator doctor``: from what was read to findings, and to what a deletion would lose.
+
+Pure. ``doctor_command`` reads and prints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinybird_proxy_operator.doctor.facts import Answer, Facts, Finding, Level, PodSeen, SecretSeen, read_answer
+from tinybird_proxy_operator.doctor.loss import Loss, loss_if_deleted
+from tinybird_proxy_operator.doctor.pods import pod_findings
+from tinybird_proxy_operator.doctor.resource import (
+    child_findings,
+    invalid,
+    missing,
+    operator_findings,
+    secret_findings,
+    spec_findings,
+    told_findings,
+)
+from tinybird_proxy_operator.doctor.token import expected_hash, in_words, token_findings
+from tinybird_proxy_operator.errors import SpecError
+from tinybird_proxy_operator.spec import parse
+
+__all__ = [
+    "Answer",
+    "Diagnosis",
+    "Facts",
+    "Finding",
+    "Level",
+    "PodLine",
+    "PodSeen",
+    "SecretSeen",
+    "diagnose",
+    "read_answer",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodLine:
+    """A pod in the table. None: it did not say."""
+
+    name: str
+    ready: bool
+    running: bool
+    answered: bool
+    rows: int | None
+    size_bytes: int | None
+    oldest_age_s: float | None
+    not_delivered_rows: int | None
+    dead_letter_rows: int | None
+    token_hash: str | None
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything to tell. ``ready``: the condition's status; None: there is none. ``loss`` None: nothing to delete."""
+
+    resource: str
+    healthy: bool
+    ready: str | None
+    ready_message: str
+    findings: Sequence[Finding]
+    expected_token_hash: str | None
+    pods: Sequence[PodLine]
+    loss: Loss | None
+    not_known: Sequence[str]
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """Judge. What has to be put right first comes first; notes come last."""
+    findings = _findings(facts)
+    order = list(Level)
+    findings.sort(key=lambda finding: order.index(finding.level))
+    ready = facts.condition("Ready")
+    expected = expected_hash(facts)
+    loss = None
+    if facts.body is not None:
+        try:
+            loss = loss_if_deleted(facts.pods, parse(facts.body).spec)
+        except SpecError:
+            loss = loss_if_deleted(facts.pods, parse({**facts.body, "spec": {}}).spec)
+    return Diagnosis(
+        resource=f"{facts.namespace}/{facts.name}",
+        healthy=all(finding.level is Level.NOTE for finding in findings),
+        ready=ready.get("status"),
+        ready_message=ready.get("message", ""),
+        findings=findings,
+        expected_token_hash=expected,
+        pods=[_line(pod, expected) for pod in facts.pods or () if not pod.ended],
+        loss=loss,
+        not_known=facts.not_known,
+    )
+
+
+def _findings(facts: Facts) -> list[Finding]:
+    if facts.body is None:
+        return [missing(facts)]
+    spec = facts.body.get("spec") or {}
+    try:
+        proxy = parse(facts.body)
+        invalid_spec = []
+    except SpecError as error:
+        proxy = parse({**facts.body, "spec": {}})
+        invalid_spec = [invalid(facts, sentence) for sentence in error.problems]
+    found = list(
+        operator_findings(
+            facts,
+            controller_class=str(spec.get("controllerClass", "")),
+            management_state=str(spec.get("managementState", "Managed")),
+        )
+    )
+    found += invalid_spec or spec_findings(facts, proxy)
+    found += secret_findings(facts)
+    blocked = any(finding.level is Level.PROBLEM for finding in found)
+    found += child_findings(facts, proxy, blocked=blocked)
+    if not invalid_spec:
+        found += token_findings(facts, proxy.spec.tinybird.token_secret_ref)
+    found += pod_findings(facts)
+    answered = facts.pods is not None and all(pod.answer is not None for pod in facts.pods if pod.runs)
+    told = {finding.reason for finding in found}
+    return [*found, *told_findings(facts, told=told, every_pod_answered=answered)]
+
+
+def _line(pod: PodSeen, expected: str | None) -> PodLine:
+    answer = pod.answer
+    report = None if answer is None else answer.report
+    return PodLine(
+        name=pod.name,
+        ready=pod.facts.ready,
+        running=pod.runs,
+        answered=report is not None,
+        rows=None if report is None else report.rows,
+        size_bytes=None if report is None else report.size_bytes,
+        oldest_age_s=None if report is None else report.oldest_age_s,
+        not_delivered_rows=None if report is None else report.stuck_rows,
+        dead_letter_rows=None if answer is None else answer.dead_letter_rows,
+        token_hash=None if report is None else report.token_hash,
+        token=in_words(pod, expected),
+    )

@@ -1,0 +1,333 @@
+"""``tinybird-proxy-operator doctor NAMESPACE/NAME``: reads the resource and what belongs to it, and prints. Thin.
+
+It writes nothing, and needs no more than the operator's own rights; inside of the operator's pod it has those, its
+settings and the pods' addresses. Elsewhere it says what it could not see.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aiohttp
+import click
+import msgspec
+
+from tinybird_proxy.health import duration
+from tinybird_proxy_operator import manifests
+from tinybird_proxy_operator.children import controller_uid, is_ours
+from tinybird_proxy_operator.credentials import read_token
+from tinybird_proxy_operator.doctor import (
+    Answer,
+    Diagnosis,
+    Facts,
+    Level,
+    PodSeen,
+    SecretSeen,
+    diagnose,
+    read_answer,
+)
+from tinybird_proxy_operator.errors import KubeError, NotFound, SettingsError, SpecError
+from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
+from tinybird_proxy_operator.manifests import Desired
+from tinybird_proxy_operator.names import ADMIN_PORT, KIND, admin_secret, client_secret, selector_labels
+from tinybird_proxy_operator.pods import ANSWER_MAX_BYTES, ANSWER_TIMEOUT_S
+from tinybird_proxy_operator.settings import OperatorSettings, from_env
+from tinybird_proxy_operator.spec import Proxy, parse
+
+PROBLEMS_STATUS: Final = 1
+UNREADABLE_STATUS: Final = 2
+_PODS_ASKED_AT_ONCE: Final = 20
+_EVENTS_PER_POD: Final = 2
+_RESOURCE: Final = re.compile(r"([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?)")
+_STYLES: Final = {Level.PROBLEM: "bold red", Level.UNKNOWN: "bold yellow", Level.NOTE: "bold green"}
+_T = TypeVar("_T")
+
+
+@click.command()
+@click.argument("resource", metavar="NAMESPACE/NAME")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For people, or machines."
+)
+def doctor(resource: str, output: str) -> None:
+    """Why a TinybirdProxy is not ready, which token its pods use, and what would be lost if it were deleted now.
+
+    Nothing is changed. Run it in the operator's pod (kubectl exec), where its pods can be reached.
+
+    Exit status: 0 healthy, 1 somebody has to look, 2 it could not be read.
+    """
+    match = _RESOURCE.fullmatch(resource)
+    if match is None:
+        raise click.BadParameter(
+            f"{resource!r} is not NAMESPACE/NAME, such as shop/events.", param_hint="NAMESPACE/NAME"
+        )
+    settings, problem = settings_from(os.environ)
+    if not settings and not os.environ.get("KUBERNETES_SERVICE_HOST") and not _has_kubeconfig(os.environ):
+        _end("There is no cluster to ask: neither is this a pod, nor does KUBECONFIG or ~/.kube/config name a file.")
+    try:
+        diagnosis = asyncio.run(examine(match[1], match[2], settings=settings, not_known=problem))
+    except KubeError as error:
+        _end(f"{resource} could not be read: {error}. See that the API server answers, and your rights there.")
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+    else:
+        show(diagnosis)
+    sys.exit(0 if diagnosis.healthy else PROBLEMS_STATUS)
+
+
+def settings_from(env: Mapping[str, str]) -> tuple[OperatorSettings | None, list[str]]:
+    """The operator's settings, where this is its pod; else what is not known without them."""
+    try:
+        return from_env(env), []
+    except SettingsError:
+        return None, [
+            "The operator's settings (allowed lists, controllerClass, watchNamespaces): this is not its pod. What it"
+            " refuses of the spec is taken from the status."
+        ]
+
+
+async def examine(
+    namespace: str, name: str, *, settings: OperatorSettings | None, not_known: Sequence[str] = ()
+) -> Diagnosis:
+    """Connect, read, judge. Raises ``KubeError`` if the resource itself cannot be read."""
+    async with (
+        kubernetes_connection(os.environ.get("KUBECONFIG")) as kube,
+        aiohttp.ClientSession(trust_env=False) as session,
+    ):
+        reader = Reader(kube, session, settings, port=ADMIN_PORT, not_known=list(not_known))
+        return diagnose(await reader.read(namespace, name))
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads everything; what it may not read is told in ``not_known``, and is no error."""
+
+    kube: Kube
+    session: aiohttp.ClientSession
+    settings: OperatorSettings | None
+    port: int
+    not_known: list[str] = field(default_factory=list)
+
+    async def read(self, namespace: str, name: str) -> Facts:
+        """Raises ``KubeError`` if not even the resource can be read."""
+        body = await self.kube.find(KIND, namespace, name)
+        if body is None:
+            return await self._missing(namespace, name)
+        try:
+            proxy = parse(body)
+        except SpecError:
+            proxy = parse({**body, "spec": {}})
+        live, live_known = await self._try("The Deployment", self.kube.find("Deployment", namespace, name))
+        ours = live if live is not None and is_ours(live, proxy) else None
+        pods: list[PodSeen] | None = []
+        if ours is not None:
+            pods, _ = await self._try("The pods", self._pods(proxy, ours))
+        elif not live_known:
+            pods = None
+        secrets, token_hash = await self._secrets(proxy)
+        return Facts(
+            namespace=namespace,
+            name=name,
+            body=body,
+            settings=self.settings,
+            deployment=ours,
+            deployment_known=live_known,
+            taken=await self._taken(proxy, live),
+            pods=pods,
+            secrets=secrets,
+            expected_token_hash=token_hash,
+            not_known=self.not_known,
+        )
+
+    async def _missing(self, namespace: str, name: str) -> Facts:
+        try:
+            there = await self.kube.list(KIND, namespace)
+        except NotFound:
+            return Facts(namespace=namespace, name=name, body=None, kind_known=False)
+        others = sorted(found["metadata"]["name"] for found in there)
+        return Facts(namespace=namespace, name=name, body=None, others=others, not_known=self.not_known)
+
+    async def _try(self, what: str, reading: Awaitable[_T]) -> tuple[_T | None, bool]:
+        """What was read, and whether it could be."""
+        try:
+            return await reading, True
+        except KubeError as error:
+            self.not_known.append(f"{what}: {error}.")
+            return None, False
+
+    async def _secrets(self, proxy: Proxy) -> tuple[list[SecretSeen], str | None]:
+        """The Secrets that the spec names, and the hash of the token for Tinybird."""
+        refs = {
+            "spec.tinybird.tokenSecretRef": proxy.spec.tinybird.token_secret_ref,
+            "spec.clients.tokenSecretRef": proxy.spec.clients.token_secret_ref,
+        }
+        seen, token_hash = [], None
+        for where, ref in refs.items():
+            if ref is None:
+                continue
+            token, _ = await self._try(f"Secret {ref.name}", read_token(self.kube, proxy.namespace, ref))
+            if token is None:
+                continue
+            # Its values stay in here.
+            secret, _ = await self._try(f"Secret {ref.name}", self.kube.find("Secret", proxy.namespace, ref.name))
+            immutable = secret is not None and secret.get("immutable") is True
+            seen.append(SecretSeen(field=where, name=ref.name, key=ref.key, problem=token.problem, immutable=immutable))
+            if where == "spec.tinybird.tokenSecretRef":
+                token_hash = token.hash
+        return seen, token_hash
+
+    async def _taken(self, proxy: Proxy, live: Object | None) -> list[str]:
+        """What has a name that a child of ours is to have, and is somebody else's. Without settings: the Deployment."""
+        taken = [f"Deployment {proxy.name}"] if live is not None and not is_ours(live, proxy) else []
+        settings = self.settings
+        if settings is None or proxy.spec.controller_class != settings.controller_class:
+            return taken
+        try:
+            built = manifests.build(Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=settings))
+        except SpecError:
+            return taken
+        wanted = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in built]
+        wanted += [("Secret", admin_secret(proxy.name))]
+        if proxy.spec.tinybird.token_secret_ref is not None and proxy.spec.clients.token_secret_ref is None:
+            wanted += [("Secret", client_secret(proxy.name))]
+        for kind, name in wanted:
+            if kind == "Deployment" or (kind == "PodMonitor" and not settings.pod_monitors):
+                continue
+            found, _ = await self._try(f"{kind} {name}", self.kube.find(kind, proxy.namespace, name))
+            if found is not None and not is_ours(found, proxy):
+                taken.append(f"{kind} {name}")
+        return taken
+
+    async def _pods(self, proxy: Proxy, deployment: Object) -> list[PodSeen]:
+        """Our pods, by the chain of controllers and not by labels, and what each says."""
+        labels, uid = selector_labels(proxy.name), deployment["metadata"]["uid"]
+        sets = await self.kube.list("ReplicaSet", proxy.namespace, labels=labels)
+        ours = {found["metadata"]["uid"] for found in sets if controller_uid(found) == uid}
+        pods = [
+            PodSeen(pod=pod, answer=None)
+            for pod in await self.kube.list("Pod", proxy.namespace, labels=labels)
+            if controller_uid(pod) in ours
+        ]
+        limit = asyncio.Semaphore(_PODS_ASKED_AT_ONCE)
+
+        async def ask(pod: PodSeen) -> PodSeen:
+            ip = pod.facts.ip
+            if not ip or not pod.runs:
+                return pod
+            async with limit:
+                return PodSeen(pod=pod.pod, answer=await answer_of(self.session, ip, port=self.port))
+
+        asked = list(await asyncio.gather(*map(ask, pods)))
+        # Events are many, and only a pod that has not begun leaves it to them to say why.
+        if not any(pod.phase == "Pending" and pod.pod.get("spec", {}).get("nodeName") for pod in asked):
+            return asked
+        events, _ = await self._try("Events", self.kube.list("Event", proxy.namespace))
+        return [PodSeen(pod=pod.pod, answer=pod.answer, events=_warnings(pod, events or [])) for pod in asked]
+
+
+async def answer_of(session: aiohttp.ClientSession, ip: str, *, port: int) -> Answer | None:
+    """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
+    host = f"[{ip}]" if ":" in ip else ip
+    url, timeout = f"http://{host}:{port}/status", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+    body = bytearray()
+    try:
+        # A redirect would lead to wherever a pod likes.
+        async with session.get(url, timeout=timeout, allow_redirects=False) as response:
+            if response.status != 200:
+                return None
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > ANSWER_MAX_BYTES:
+                    return None
+        return read_answer(body)
+    except (aiohttp.ClientError, OSError, msgspec.DecodeError):
+        return None
+
+
+def _warnings(pod: PodSeen, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The latest warnings about a pod, newest first."""
+    about = [
+        event
+        for event in events
+        if event.get("type") == "Warning" and event.get("involvedObject", {}).get("uid") == pod.pod["metadata"]["uid"]
+    ]
+    about.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", reverse=True)
+    return [f"{event.get('reason', '')}: {event.get('message', '')}" for event in about[:_EVENTS_PER_POD]]
+
+
+def _has_kubeconfig(env: Mapping[str, str]) -> bool:
+    paths = (
+        env.get("KUBECONFIG", "").split(os.pathsep) if env.get("KUBECONFIG") else [str(Path.home() / ".kube/config")]
+    )
+    return any(Path(path).is_file() for path in paths if path)
+
+
+def _end(sentence: str) -> Any:
+    click.echo(sentence, err=True)
+    sys.exit(UNREADABLE_STATUS)
+
+
+def show(diagnosis: Diagnosis) -> None:
+    """For people, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A width of its own where there is no terminal (kubectl exec without -t), where rich would take 80 columns.
+    console = Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else 120)
+
+    def line(text: str, style: str = "", indent: int = 0) -> None:
+        # Commands and sentences are wrapped by the terminal alone, so that they can be copied.
+        console.print(Text(" " * indent + printable(text), style=style), soft_wrap=True)
+
+    verdict, style = ("healthy", "bold green") if diagnosis.healthy else ("somebody has to look", "bold red")
+    line(f"TinybirdProxy {diagnosis.resource}: {verdict}", style)
+    if diagnosis.ready is not None:
+        line(f"Ready={diagnosis.ready}, the operator says: {diagnosis.ready_message}")
+    for finding in diagnosis.findings:
+        line("")
+        line(f"{finding.level.upper()} {finding.reason}", _STYLES[finding.level])
+        for text in (finding.what, finding.why, finding.next):
+            if text:
+                line(text, indent=2)
+        for command in finding.commands:
+            line(command, "cyan", indent=4)
+    if diagnosis.pods:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("POD", no_wrap=True, overflow="fold")
+        table.add_column("READY")
+        for heading in ("ROWS", "BYTES", "OLDEST", "NOT DELIVERED", "DEAD LETTERS"):
+            table.add_column(heading, justify="right")
+        table.add_column("TOKEN")
+        for pod in diagnosis.pods:
+            age = None if pod.oldest_age_s is None else duration(pod.oldest_age_s)
+            unknown = "?" if pod.running else "-"
+            figures = [_figure(each, unknown) for each in (pod.rows, pod.size_bytes)]
+            figures += [age or ("-" if pod.answered else unknown)]
+            figures += [_figure(each, unknown) for each in (pod.not_delivered_rows, pod.dead_letter_rows)]
+            cells = [pod.name, "yes" if pod.ready else "no", *figures, pod.token]
+            table.add_row(*(Text(printable(cell)) for cell in cells))
+        line("")
+        console.print(table)
+    if diagnosis.loss is not None:
+        line("")
+        line("IF IT WERE DELETED NOW", "bold")
+        line(diagnosis.loss.sentence, indent=2)
+    if diagnosis.not_known:
+        line("")
+        line("NOT KNOWN", "bold")
+        for text in diagnosis.not_known:
+            line(text, indent=2)
+
+
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal: pods and the names of data sources are not to be trusted."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
+def _figure(number: int | None, unknown: str) -> str:
+    return unknown if number is None else f"{number:,}"
