@@ -181,6 +181,11 @@ def message_of(reply: Reply) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def is_json_object(reply: Reply) -> bool:
+    """Whether the body is what Tinybird answers with, whatever it says."""
+    return _json_object(reply.body) is not None
+
+
 def _judge_success(reply: Reply, row_count: int, counts_seen: bool) -> Decision:
     counts = _counts(reply.body)
     if counts is None:

@@ -112,6 +112,14 @@ async def test_upstream_is_bad_when_something_else_answers(emulator: Emulator) -
     assert f"{emulator.url} does not answer like Tinybird (301" in ended.stderr
 
 
+@pytest.mark.parametrize("status", [200, 401, 404])
+async def test_any_web_servers_page_is_not_tinybird(emulator: Emulator, status: int) -> None:
+    emulator.set_faults(Fault(status=status, body="<html>hello</html>", text=True))
+    ended = await _check_upstream(emulator.url, TINYBIRD_TOKEN="good")
+    assert ended.returncode == 2
+    assert f"{emulator.url} does not answer like Tinybird ({status}" in ended.stderr
+
+
 async def test_upstream_is_bad_when_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets it, and connecting is refused

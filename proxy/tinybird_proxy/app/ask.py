@@ -11,7 +11,7 @@ from tinybird_proxy.errors import UpstreamError
 from tinybird_proxy.server.events import PATH
 from tinybird_proxy.tokens import OwnToken
 from tinybird_proxy.upstream import Upstream
-from tinybird_proxy.verdict import message_of, retry_after_s
+from tinybird_proxy.verdict import is_json_object, message_of, retry_after_s
 
 # A data source that nobody has: only URL and token are asked about.
 _NAME = "tinybird_proxy_check"
@@ -33,6 +33,11 @@ async def ask_upstream(config: Config, own_token: OwnToken | None) -> tuple[bool
     finally:
         await upstream.close()
     where, said = config.tinybird_url, message_of(reply)
+    if reply.status in (429, 503):
+        after = retry_after_s(reply.headers, datetime.now(UTC))
+        return True, f"{where} answers, but asks to come back in {after if after is not None else 'a few'} s."
+    if not is_json_object(reply):  # any web server has pages, refusals and 404s; Tinybird says all of them in JSON
+        return False, f"{where} does not answer like Tinybird ({reply.status}: {said})."
     if reply.status in (401, 403):
         if own_token is None:
             return True, f"{where} answers like Tinybird; clients bring their own tokens."
@@ -40,7 +45,4 @@ async def ask_upstream(config: Config, own_token: OwnToken | None) -> tuple[bool
         return False, f"{where} answers, but refuses the token of {variable} ({reply.status}: {said})."
     if reply.status in (200, 202, 400, 404, 413, 422):
         return True, f"{where} answers and accepts the token ({reply.status})."
-    if reply.status in (429, 503):
-        after = retry_after_s(reply.headers, datetime.now(UTC))
-        return True, f"{where} answers, but asks to come back in {after if after is not None else 'a few'} s."
     return False, f"{where} does not answer like Tinybird ({reply.status}: {said})."
