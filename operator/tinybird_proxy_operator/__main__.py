@@ -30,6 +30,7 @@ from tinybird_proxy_operator.names import ADMIN_PORT, GROUP
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key, WorkQueue
 from tinybird_proxy_operator.reconcile import Reconciler
+from tinybird_proxy_operator.release_command import release
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
 
 WORKERS = 4
@@ -55,6 +56,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(doctor)
+main.add_command(release)
 
 
 def run_operator() -> None:

@@ -61,6 +61,7 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
     "Pod": _Resource("v1", "pods"),
     "Event": _Resource("v1", "events"),
     "Lease": _Resource("coordination.k8s.io/v1", "leases"),
+    "Namespace": _Resource("v1", "namespaces"),
     "Deployment": _Resource("apps/v1", "deployments"),
     "ReplicaSet": _Resource("apps/v1", "replicasets"),
     "Job": _Resource("batch/v1", "jobs"),
@@ -81,11 +82,11 @@ class Kube:
         self._client = client
         self._write_timeout_s = write_timeout_s
 
-    async def get(self, kind: str, namespace: str, name: str) -> Object:
-        """One object. Raises ``NotFound``."""
+    async def get(self, kind: str, namespace: str | None, name: str) -> Object:
+        """One object; ``namespace`` None for what is in none. Raises ``NotFound``."""
         return await self._call("GET", RESOURCES[kind].path(namespace, name))
 
-    async def find(self, kind: str, namespace: str, name: str) -> Object | None:
+    async def find(self, kind: str, namespace: str | None, name: str) -> Object | None:
         """One object, or None if there is none."""
         try:
             return await self.get(kind, namespace, name)
@@ -159,6 +160,14 @@ class Kube:
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
         return await self._apply(RESOURCES[KIND].path(namespace, name, "status"), body)
+
+    async def set_finalizers(self, live: Object, finalizers: Sequence[str]) -> None:
+        """Replace the finalizers of a TinybirdProxy, unless it has changed since it was read as ``live``."""
+        metadata = live["metadata"]
+        identity = {key: metadata[key] for key in ("uid", "resourceVersion")}
+        body = {"metadata": {**identity, "finalizers": [*finalizers]}}
+        path, query = RESOURCES[KIND].path(metadata["namespace"], metadata["name"]), {"fieldManager": FIELD_MANAGER}
+        await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
 
     async def set_scale(self, namespace: str, name: str, replicas: int, *, resource_version: str) -> None:
         """Write ``spec.replicas`` of a TinybirdProxy through ``/scale``, unless it has changed since it was read."""

@@ -20,6 +20,8 @@ USE_TOKEN: Final = "token"  # noqa: S105 - a label's value
 DRAINING_LABEL: Final = f"{GROUP}/draining"
 # On a resource: `now` lets a template that is held back go out.
 ROLL_ANNOTATION: Final = f"{GROUP}/roll"
+# On a resource: `now` lets it be deleted with what its pods hold.
+DELETE_ANNOTATION: Final = f"{GROUP}/delete"
 APP: Final = "tinybird-proxy"
 
 CONTAINER: Final = "proxy"
@@ -50,6 +52,11 @@ def admin_secret(name: str) -> str:
     return f"{name}-admin"
 
 
+def finalizer(controller_class: str) -> str:
+    """What keeps a resource until it is drained. Each class has its own, so that no operator releases another's."""
+    return f"{controller_class}.{GROUP}/drain" if controller_class else f"{GROUP}/drain"
+
+
 def selector_labels(name: str) -> dict[str, str]:
     """What the pods of a resource carry and its Service and Deployment select."""
     return {NAME_LABEL: APP, INSTANCE_LABEL: name, PROXY_LABEL: name}
@@ -74,6 +81,7 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     TOKEN_VALID = "TokenValid"  # noqa: S105 - a condition
     BUFFER_HEALTHY = "BufferHealthy"
+    DRAINING = "Draining"
 
 
 class Reason(StrEnum):
@@ -113,3 +121,7 @@ class Reason(StrEnum):
     UNKNOWN = "Unknown"
     CLIENT_TOKEN_REPLACED = "ClientTokenReplaced"  # noqa: S105
     CLIENT_TOKEN_ROTATED = "ClientTokenRotated"  # noqa: S105
+    DELETING = "Deleting"
+    DRAIN_DEADLINE_EXCEEDED = "DrainDeadlineExceeded"
+    ROWS_DROPPED = "RowsDropped"
+    DEAD_LETTERS_DROPPED = "DeadLettersDropped"

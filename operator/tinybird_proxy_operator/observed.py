@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.names import CONTAINER, Reason
 from tinybird_proxy_operator.preflight import Decision
 
 _ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
@@ -38,6 +38,8 @@ class ProxyReport:
     token_denied: bool
     candidate_rejected: bool
     clients_hash: str | None = None
+    draining: bool = False
+    dead_letter_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class PodFacts:
     """A pod of ours. ``report`` None: it did not answer. ``out_of_memory``: its last container was ended for that.
 
     ``placed``: it is on a node, so it may have read its Secrets.
+    ``running``: there is a process in it that could hold rows, as far as its node says.
     """
 
     name: str
@@ -54,6 +57,7 @@ class PodFacts:
     out_of_memory: bool
     report: ProxyReport | None
     placed: bool = True
+    running: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ class Observed:
     """Everything that ``status`` needs. ``held`` and ``preflight``: why a changed template does not go out.
 
     ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
+    ``draining``: status, reason and message of that condition, while the resource is being deleted.
     """
 
     wanted_replicas: int | None
@@ -91,6 +96,7 @@ class Observed:
     managed: bool = True
     notes: Sequence[str] = ()
     preflight: Decision | None = None
+    draining: tuple[str, Reason, str] | None = None
 
 
 class _Buffer(msgspec.Struct):
@@ -124,10 +130,21 @@ class _Destination(msgspec.Struct):
     cause: str | None
 
 
+class _Drain(msgspec.Struct):
+    draining: bool = False
+    rows_left: int = 0
+
+
+class _DeadLetters(msgspec.Struct):
+    rows: int
+
+
 class _Status(msgspec.Struct):
     buffer: _Buffer
     tokens: _Tokens
     destinations: list[_Destination]
+    drain: _Drain = msgspec.field(default_factory=lambda: _Drain(draining=False))
+    dead_letters: _DeadLetters = msgspec.field(default_factory=lambda: _DeadLetters(rows=0))
 
 
 def read_report(body: bytes | bytearray) -> ProxyReport:
@@ -148,7 +165,17 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         token_denied=token is not None and token.denied_at is not None and (token.accepted_at or "") < token.denied_at,
         candidate_rejected=candidate is not None and candidate.rejected,
         clients_hash=None if said.tokens.clients is None else said.tokens.clients.hash,
+        draining=said.drain.draining,
+        dead_letter_rows=said.dead_letters.rows,
     )
+
+
+def read_rows_left(body: bytes | bytearray) -> int:
+    """What a proxy answers when it is told to drain: rows left. Raises ``msgspec.DecodeError`` if it is not that."""
+    said = msgspec.json.decode(body, type=_Drain)
+    if not said.draining:
+        raise msgspec.ValidationError("it does not drain")
+    return said.rows_left
 
 
 def read_workload(deployment: Mapping[str, Any]) -> Workload:
@@ -175,9 +202,10 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
     """A Pod as the API server gives it, and what the proxy in it said."""
     status = pod.get("status", {})
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
-    waiting, out_of_memory = None, False
+    waiting, out_of_memory, running = None, False, False
     for container in status.get("containerStatuses", []):
         state, last = container.get("state", {}), container.get("lastState", {})
+        running |= container.get("name") == CONTAINER and "running" in state
         if "waiting" in state and state["waiting"].get("reason") not in _ORDINARY_WAITS:
             waiting = ": ".join(filter(None, (state["waiting"]["reason"], state["waiting"].get("message"))))
         out_of_memory |= "OOMKilled" in (
@@ -192,4 +220,5 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
         out_of_memory=out_of_memory,
         report=report,
         placed=bool(pod.get("spec", {}).get("nodeName") or status.get("podIP")),
+        running=running,
     )

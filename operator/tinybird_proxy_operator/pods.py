@@ -1,12 +1,19 @@
-"""Ask a proxy how it is, on its admin port. ``reconcile`` asks only pods that are ours, because the answer decides."""
+"""Ask a proxy how it is, and to drain, on its admin port.
+
+``reconcile`` asks only pods that are ours: the answers decide, and the token is theirs.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from tinybird_proxy_operator.observed import ProxyReport, read_report
+from tinybird_proxy_operator.observed import ProxyReport, read_report, read_rows_left
 
 ANSWER_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 16 * 2**20
+_Answer = TypeVar("_Answer")
 
 
 class Pods:
@@ -18,18 +25,33 @@ class Pods:
 
     async def report(self, ip: str) -> ProxyReport | None:
         """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
+        return await self._ask("GET", ip, "/status", read_report)
+
+    async def begin_drain(self, ip: str, token: str) -> int | None:
+        """Have the proxy at ``ip`` refuse what is new and deliver the rest. Rows that it has left; None if it did not.
+
+        Once more changes nothing.
+        """
+        return await self._ask("POST", ip, "/drain", read_rows_left, token=token)
+
+    async def _ask(
+        self, method: str, ip: str, path: str, read: Callable[[bytearray], _Answer], *, token: str | None = None
+    ) -> _Answer | None:
         host = f"[{ip}]" if ":" in ip else ip
-        url, timeout = f"http://{host}:{self._port}/status", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        url, timeout = f"http://{host}:{self._port}{path}", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = bytearray()
         try:
-            # A redirect would lead the operator to wherever a pod likes.
-            async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
-                if response.status != 200:
+            # A redirect would lead the operator, and the token, to wherever a pod likes.
+            async with self._session.request(
+                method, url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status not in (200, 202):
                     return None
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > ANSWER_MAX_BYTES:
                         return None
-            return read_report(body)
+            return read(body)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError):
             return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from tinybird_proxy_operator import checks, manifests, preflight_jobs
+from tinybird_proxy_operator import checks, deletion, manifests, preflight_jobs
 from tinybird_proxy_operator.children import (
     NameTaken,
     applied_template,
@@ -83,6 +83,7 @@ class Reconciler:
     make_token: Callable[[], str]
     utc_now: Callable[[], datetime]
     now: Callable[[], float]
+    deletions: deletion.Deletions = field(init=False)
     _figures_at: dict[Key, float] = field(default_factory=dict)
     _applied: dict[Key, dict[str, str]] = field(default_factory=dict)
     _rolling: set[Key] = field(default_factory=set)
@@ -94,6 +95,9 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
+        self.deletions = deletion.Deletions(
+            self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
+        )
 
     def changed(self, key: Key) -> None:
         """Something happened, or may have: the next look is at everything."""
@@ -107,13 +111,11 @@ class Reconciler:
         body = await self.kube.find(KIND, key.namespace, key.name)
         spec = None if body is None else body.get("spec") or {}
         controller_class = spec.get("controllerClass", "") if isinstance(spec, Mapping) else ""
-        if (
-            body is None
-            or "deletionTimestamp" in body["metadata"]
-            or controller_class != self.settings.controller_class
-        ):
+        if body is not None and "deletionTimestamp" in body["metadata"]:
+            return await self._delete(key, body)
+        if body is None or controller_class != self.settings.controller_class:
             self._forget(key)
-            return None
+            return None if body is None else await self._let_go(body)
         if self._ending.get(key) == body["metadata"]["uid"]:
             return None
         try:
@@ -132,6 +134,8 @@ class Reconciler:
             observed = await self._observe(proxy, problems, await self._deployment(proxy))
             return await self._report(key, proxy, body, replace(observed, uses_own_token=None))
         if proxy.spec.management_state == "Unmanaged":
+            if await self._let_go(body) is not None:
+                return 0.0
             self._rolling.discard(key)
             self._applied.pop(key, None)
             observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
@@ -150,6 +154,42 @@ class Reconciler:
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
         self._rotations.forget(key)
+        self.deletions.forget(key)
+
+    async def _let_go(self, body: Object) -> float | None:
+        """Nothing of ours keeps the resource; 0.0: it has changed since it was read."""
+        try:
+            await self.deletions.let_go(body)
+        except Conflict:
+            return 0.0
+        return None
+
+    async def _delete(self, key: Key, body: Object) -> float | None:
+        """Wait until its pods have delivered, then let it go. Whatever was applied stays as it is until then."""
+        self._rolling.discard(key)
+        if (body.get("spec") or {}).get("controllerClass", "") != self.settings.controller_class:
+            self._forget(key)
+            return await self._let_go(body)
+        try:
+            proxy, problems = parse(body), []
+        except SpecError as error:
+            proxy = parse({**body, "spec": {}})
+            problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
+
+        async def observe() -> Observed:
+            token = await self._token(proxy)
+            return await self._observe(proxy, problems, await self._deployment(proxy), token=token)
+
+        try:
+            observed = await self.deletions.look(key, proxy, body, observe)
+        except Conflict:
+            return 0.0
+        if observed is None:
+            self._forget(key)
+            return None
+        again_s = await self._report(key, proxy, body, observed)
+        overdue = observed.draining is not None and observed.draining[0] == "False"
+        return min(again_s, deletion.OVERDUE_S if overdue else deletion.DRAINING_S)
 
     async def _carry_out(self, key: Key, proxy: Proxy, body: Object) -> float | None:
         problems = [Problem(reason=reason, message=text) for reason, text in checks.problems(proxy, self.settings)]
@@ -171,6 +211,13 @@ class Reconciler:
             waits = outcome.held is not None or outcome.preflight is not None
             if not outcome.problems and not waits and not outcome.rest:
                 self._in_order[key] = present
+        if outcome.deployment is not None and is_ours(outcome.deployment, proxy):
+            try:
+                await self.deletions.hold(body)
+            except (Conflict, NotFound):
+                return 0.0
+            except (Forbidden, Invalid) as refused:
+                outcome.problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
         observed = await self._observe(proxy, outcome.problems, outcome.deployment, token=token, held=outcome.held)
         problems = list(outcome.problems)
         if client is not None:

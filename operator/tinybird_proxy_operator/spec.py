@@ -64,9 +64,11 @@ class Buffer(_Struct, frozen=True):
 
 
 class Drain(_Struct, frozen=True):
-    """How long a stopping pod may go on delivering."""
+    """How long a stopping pod may go on delivering, and how long a deletion waits for rows before, and what then."""
 
     shutdown_timeout_seconds: int = 50
+    deadline_seconds: int = 300
+    on_deadline: Literal["Keep", "Drop"] = "Keep"
 
 
 class Telemetry(_Struct, frozen=True):

@@ -24,6 +24,7 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         ConditionType.DEGRADED: _degraded(observed, workload),
         ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
         ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
+        **({} if observed.draining is None else {ConditionType.DRAINING: observed.draining}),
     }
     judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
     status: dict[str, Any] = {
@@ -40,6 +41,13 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             "oldestRowAgeSeconds": two_digits(max((report.oldest_age_s or 0.0 for report in reports), default=0.0)),
         },
     }
+    if observed.draining is not None:
+        since = {found["pod"]: found["since"] for found in old.get("draining", [])}
+        status["draining"] = [
+            {"pod": pod.name, "rows": two_digits(pod.report.rows), "since": since.get(pod.name, now)}
+            for pod in observed.pods
+            if pod.report is not None and pod.report.draining
+        ]
     if observed.uses_own_token and observed.expected_token_hash is not None:
         current = [report.token_hash == observed.expected_token_hash for report in reports]
         status["token"] = {
@@ -59,7 +67,8 @@ def differs(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
             {key: value for key, value in condition.items() if key != "message"}
             for condition in status.get("conditions", [])
         ]
-        return {**status, "buffer": None, "conditions": conditions}
+        draining = [found["pod"] for found in status.get("draining", [])]
+        return {**status, "buffer": None, "conditions": conditions, "draining": draining}
 
     return firm(new) != firm(old)
 
@@ -73,6 +82,8 @@ def two_digits(value: float) -> int:
 
 
 def _ready(observed: Observed, workload: Workload | None, others: Mapping[ConditionType, _Judged]) -> _Judged:
+    if observed.draining is not None:
+        return "False", Reason.DELETING, "It is being deleted; see Draining."
     if not observed.managed:
         return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator leaves everything as it is."
     if observed.problems:
@@ -103,6 +114,8 @@ def _why_not(pods: Sequence[PodFacts]) -> str:
 
 
 def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
+    if observed.draining is not None:
+        return "False", Reason.DELETING, "It is being deleted: nothing new is rolled out."
     if observed.held is not None:
         return "False", Reason.ROLLOUT_HELD, observed.held
     if (tried := observed.preflight) is not None:

@@ -99,6 +99,7 @@ def test_every_list_says_how_it_is_merged() -> None:
         ".spec.pod.env": ["name"],
         ".spec.pod.topologySpreadConstraints": ["topologyKey", "whenUnsatisfiable"],
         ".status.conditions": ["type"],
+        ".status.draining": ["pod"],
     }
 
 

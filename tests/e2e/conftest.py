@@ -34,4 +34,4 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     made.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/tinybird")
     yield made
     if not request.node.stash.get(_failed, False):
-        run("kubectl", "delete", "namespace", name, "--wait=false")
+        run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--wait=false")

@@ -64,7 +64,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "operator.rules" -}}
 - apiGroups: [tinybird-proxy.io]
   resources: [tinybirdproxies]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 - apiGroups: [tinybird-proxy.io]
   resources: [tinybirdproxies/status]
   verbs: [patch, update]
@@ -109,6 +109,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]
+# Whether it is being deleted, and every pod with it. A Role can grant that for its own namespace.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 {{- end }}
 
 {{/* What the schema could only refuse without a reason. */}}

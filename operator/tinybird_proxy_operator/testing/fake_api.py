@@ -125,7 +125,7 @@ class FakeApi:
         """Write an object, its status too, as somebody with every right does. Labels and owners are as given."""
         new = copy.deepcopy(given)
         metadata = new["metadata"]
-        key = (new["kind"], metadata["namespace"], metadata["name"])
+        key = (new["kind"], metadata.get("namespace", ""), metadata["name"])
         new.setdefault("apiVersion", self.kinds[new["kind"]].api_version)
         old = self._objects.get(key)
         if old is not None:
@@ -203,9 +203,10 @@ class FakeApi:
             raise _Refused(501, f"the fake has no subresource {sub}")
         if name is None and asked.method == "GET":
             return 200, self._list(kind, namespace, asked.query)
-        if namespace is None:
+        if namespace is None and known.namespaced:
             raise _Refused(405, "the server does not allow this method on the requested resource")
         body = copy.deepcopy(asked.body) or {}
+        namespace = namespace or ""
         if name is None and asked.method == "POST":
             return 201, self._create(kind, namespace, body, asked.query)
         if name is None:
@@ -299,6 +300,13 @@ class FakeApi:
             new = merged(old, {"spec": {"replicas": replicas}})
         else:
             new = self._confined(key[0], sub, old, merged(old, patch))
+        if "deletionTimestamp" in old["metadata"]:
+            had, has = (set(each["metadata"].get("finalizers") or []) for each in (old, new))
+            if has - had:
+                raise _Refused(422, "metadata.finalizers: Forbidden: no new finalizers can be added")
+            if had and not has:
+                self.remove(key[0], key[2], key[1])
+                return copy.deepcopy(old)
         handed = (patch.get("metadata") or {}).get("managedFields")
         if handed is None:
             before = fields_of(old)

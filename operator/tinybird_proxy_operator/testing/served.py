@@ -19,6 +19,7 @@ class Served:
     has_status: bool = False
     has_scale: bool = False
     has_generation: bool = True
+    namespaced: bool = True
 
 
 KINDS: Final = {
@@ -29,6 +30,7 @@ KINDS: Final = {
     "Pod": Served("v1", "pods", has_status=True),
     "Event": Served("v1", "events", has_generation=False),
     "Lease": Served("coordination.k8s.io/v1", "leases", has_generation=False),
+    "Namespace": Served("v1", "namespaces", has_status=True, has_generation=False, namespaced=False),
     "Deployment": Served("apps/v1", "deployments", has_status=True),
     "ReplicaSet": Served("apps/v1", "replicasets", has_status=True),
     "Job": Served("batch/v1", "jobs", has_status=True),

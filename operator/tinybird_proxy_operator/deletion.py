@@ -1,0 +1,296 @@
+"""Deletion drains first: pods deliver what they hold before their workload goes, where Kubernetes leaves room for that.
+
+A finalizer keeps a resource until then. ``at_once``, ``decide``, ``verdict`` and ``farewells`` are pure; ``Deletions``
+takes the steps. Each look compares what is with what should be, so a step that was not finished, or not remembered, is
+taken again. Meanwhile the operator applies, scales and creates nothing.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from tinybird_proxy_operator.children import is_ours
+from tinybird_proxy_operator.errors import Forbidden, NamespaceTerminating, NotFound
+from tinybird_proxy_operator.events import Events
+from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.names import (
+    ADMIN_TOKEN_KEY,
+    DELETE_ANNOTATION,
+    ConditionType,
+    Reason,
+    admin_secret,
+    finalizer,
+)
+from tinybird_proxy_operator.observed import Observed, PodFacts
+from tinybird_proxy_operator.pods import Pods
+from tinybird_proxy_operator.queue import Key
+from tinybird_proxy_operator.spec import Drain, Proxy
+from tinybird_proxy_operator.status import two_digits
+
+# How soon to look again: while pods drain, and when that takes longer than it should.
+DRAINING_S: Final = 1.0
+OVERDUE_S: Final = 5.0
+_TOLD_AT_ONCE: Final = 10
+_NAMED_MAX: Final = 3
+_log = logging.getLogger("tinybird_proxy_operator")
+_Verdict = tuple[str, Reason, str]  # status, reason, message
+_Farewell = tuple[Reason, str]
+
+
+class Release(StrEnum):
+    """Why nothing keeps a resource that is being deleted any longer."""
+
+    FOREGROUND = "foreground deletion takes the pods at the same time"
+    ORPHANED = "its workload stays, and goes on working"
+    NAMESPACE = "its namespace is being deleted, and the pods with it"
+    UNMANAGED = "managementState is Unmanaged"
+    NOW = f"the annotation {DELETE_ANNOTATION}=now"
+    NO_WORKLOAD = "it has no Deployment"
+    EMPTY = "no pod holds a row"
+    DROPPED = "spec.drain.deadlineSeconds is over, and spec.drain.onDeadline is Drop"
+
+
+# Nobody waits for the rows then, so what is known of them is told.
+_WITH_ROWS: Final = (Release.NOW, Release.DROPPED)
+
+
+def is_held(body: Mapping[str, Any], controller_class: str) -> bool:
+    """Whether the finalizer of this operator's class is on the resource."""
+    return finalizer(controller_class) in (body["metadata"].get("finalizers") or [])
+
+
+def at_once(body: Mapping[str, Any]) -> Release | None:
+    """Why there is nothing to wait for, as far as the resource itself tells."""
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    finalizers = metadata.get("finalizers") or []
+    # These two are Kubernetes' own. Orphaned pods must not be drained: they would refuse rows for good.
+    if "orphan" in finalizers:
+        return Release.ORPHANED
+    if "foregroundDeletion" in finalizers:
+        return Release.FOREGROUND
+    if spec.get("managementState") == "Unmanaged":
+        return Release.UNMANAGED
+    if (metadata.get("annotations") or {}).get(DELETE_ANNOTATION) == "now":
+        return Release.NOW
+    return None
+
+
+def decide(pods: Sequence[PodFacts], drain: Drain, *, has_workload: bool, overdue: bool) -> Release | None:
+    """Why it may go now, as far as its workload and its pods tell; None: it is waited for."""
+    if not has_workload:
+        return Release.NO_WORKLOAD
+    if all(map(holds_nothing, pods)):
+        return Release.EMPTY
+    return Release.DROPPED if overdue and drain.on_deadline == "Drop" else None
+
+
+def holds_nothing(pod: PodFacts) -> bool:
+    """Whether no row goes with the pod, and none will come. No answer is no answer, unless no process is there."""
+    if pod.report is None:
+        return not pod.running
+    return pod.report.draining and pod.report.rows == 0
+
+
+def verdict(proxy: Proxy, pods: Sequence[PodFacts], *, overdue: bool, hindrance: str | None) -> _Verdict:
+    """The condition ``Draining``. ``hindrance``: why pods could not be told to drain."""
+    left = _what_is_left(pods, hindrance)
+    if not overdue:
+        return "True", Reason.DELETING, f"{left} It goes when no pod holds a row.{_letters(pods)}"
+    message = (
+        f"Not empty after {proxy.spec.drain.deadline_seconds} s: {left} It goes by itself when no pod holds a row."
+        f" To delete it with what is left: kubectl annotate tbp {proxy.name} {DELETE_ANNOTATION}=now, or set"
+        f" spec.drain.onDeadline to Drop.{_letters(pods)}"
+    )
+    return "False", Reason.DRAIN_DEADLINE_EXCEEDED, message
+
+
+def farewells(
+    why: Release, proxy: Proxy, pods: Sequence[PodFacts], old: Mapping[str, Any], *, hindrance: str | None = None
+) -> list[_Farewell]:
+    """What is told when a resource goes: rows that nobody waits for, and dead letters. ``old``: its last status.
+
+    ``pods``: empty where they were not asked.
+    """
+    told = []
+    grace = f" Its pods go on delivering for up to {proxy.spec.drain.shutdown_timeout_seconds} s and log what is lost."
+    last_rows = int((old.get("buffer") or {}).get("rows", 0))
+    if why in _WITH_ROWS and pods:
+        told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_what_is_left(pods, hindrance)}{grace}"))
+    elif why in _WITH_ROWS and last_rows:
+        told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_rows(last_rows)} left at the last look.{grace}"))
+    if letters := _letters(pods):
+        told.append((Reason.DEAD_LETTERS_DROPPED, letters.strip()))
+    return told
+
+
+def was_overdue(old: Mapping[str, Any]) -> bool:
+    """Whether the last status says that the deadline was over."""
+    draining = [found for found in old.get("conditions", []) if found.get("type") == ConditionType.DRAINING]
+    return any(found.get("reason") == Reason.DRAIN_DEADLINE_EXCEEDED for found in draining)
+
+
+@dataclass(slots=True)
+class Deletions:
+    """``utc_now`` is the wall's clock, ``now`` one in seconds that only goes forward."""
+
+    kube: Kube
+    pods: Pods
+    events: Events
+    controller_class: str
+    utc_now: Callable[[], datetime]
+    now: Callable[[], float]
+    _seen: dict[Key, tuple[str, float]] = field(default_factory=dict)  # uid, and since when it is seen being deleted
+
+    def forget(self, key: Key) -> None:
+        """The resource is no more."""
+        self._seen.pop(key, None)
+
+    async def hold(self, body: Object) -> None:
+        """Put the finalizer on, beside those of others. Raises ``Conflict`` if the resource has changed meanwhile."""
+        if not is_held(body, self.controller_class):
+            finalizers = body["metadata"].get("finalizers") or []
+            await self.kube.set_finalizers(body, [*finalizers, finalizer(self.controller_class)])
+
+    async def let_go(self, body: Object) -> None:
+        """Take the finalizer off, and no other. Raises ``Conflict`` if the resource has changed meanwhile."""
+        if is_held(body, self.controller_class):
+            ours = finalizer(self.controller_class)
+            try:
+                await self.kube.set_finalizers(body, [each for each in body["metadata"]["finalizers"] if each != ours])
+            except NotFound:
+                return
+
+    async def look(
+        self, key: Key, proxy: Proxy, body: Object, observe: Callable[[], Awaitable[Observed]]
+    ) -> Observed | None:
+        """One look at a resource that is being deleted. None: it was released; else what is to be told of it.
+
+        Raises ``Conflict`` if the resource has changed meanwhile.
+        """
+        if not is_held(body, self.controller_class):
+            return None
+        old = body.get("status") or {}
+        why = at_once(body)
+        if why is None and await self._namespace_goes(proxy.namespace):
+            why = Release.NAMESPACE
+        if why is not None:
+            await self._release(why, proxy, body, farewells(why, proxy, [], old))
+            return None
+        overdue = self._is_overdue(key, proxy, body)
+        observed = await observe()
+        pods, hindrance = await self._drain(proxy, observed.pods)
+        why = decide(pods, proxy.spec.drain, has_workload=observed.workload is not None, overdue=overdue)
+        if why is not None:
+            await self._release(why, proxy, body, farewells(why, proxy, pods, old, hindrance=hindrance))
+            return None
+        said = verdict(proxy, pods, overdue=overdue, hindrance=hindrance)
+        if overdue:
+            await self._tell(proxy, said[1], said[2])
+        return replace(observed, pods=pods, draining=said)
+
+    def _is_overdue(self, key: Key, proxy: Proxy, body: Object) -> bool:
+        """Whether the deadline is over, for certain.
+
+        It is counted on our own clock from when we first saw the deletion: ``deletionTimestamp`` is the API server's,
+        and where its clock and ours differ, rows would be dropped early. After a restart the count begins anew, unless
+        the status says that it had come to its end.
+        """
+        uid, since = self._seen.get(key, ("", 0.0))
+        if uid != proxy.uid:
+            self._seen[key] = (proxy.uid, since := self.now())
+        deadline_s = proxy.spec.drain.deadline_seconds
+        if self.now() - since >= deadline_s:
+            return True
+        deleted_at = datetime.fromisoformat(body["metadata"]["deletionTimestamp"])
+        # The second part: somebody may have raised the deadline since.
+        return was_overdue(body.get("status") or {}) and (self.utc_now() - deleted_at).total_seconds() >= deadline_s
+
+    async def _namespace_goes(self, namespace: str) -> bool:
+        try:
+            found = await self.kube.find("Namespace", None, namespace)
+        except Forbidden:
+            return False  # the pods go with it in any case, and then there is nothing left to wait for
+        return found is not None and "deletionTimestamp" in found["metadata"]
+
+    async def _drain(self, proxy: Proxy, found: Sequence[PodFacts]) -> tuple[list[PodFacts], str | None]:
+        """Tell every pod that answers and does not drain yet; what the pods say then, and what was in the way."""
+        if all(pod.report is None or pod.report.draining for pod in found):
+            return list(found), None
+        secret = admin_secret(proxy.name)
+        token = await self._admin_token(proxy, secret)
+        if token is None:
+            return list(
+                found
+            ), f"Secret {secret}, with the token that tells pods to drain, is gone or not the operator's."
+        limit = asyncio.Semaphore(_TOLD_AT_ONCE)
+
+        async def tell(pod: PodFacts) -> PodFacts:
+            if pod.report is None or pod.report.draining or pod.ip is None:
+                return pod
+            async with limit:
+                rows = await self.pods.begin_drain(pod.ip, token)
+            return pod if rows is None else replace(pod, report=replace(pod.report, draining=True, rows=rows))
+
+        told = list(await asyncio.gather(*map(tell, found)))
+        deaf = [pod.name for pod in told if pod.report is not None and not pod.report.draining]
+        return told, f"{_some(deaf)} did not begin to drain with the token of Secret {secret}." if deaf else None
+
+    async def _admin_token(self, proxy: Proxy, secret: str) -> str | None:
+        found = await self.kube.find("Secret", proxy.namespace, secret)
+        if found is None or not is_ours(found, proxy):
+            return None
+        try:
+            value = base64.b64decode((found.get("data") or {}).get(ADMIN_TOKEN_KEY, ""), validate=True)
+            return value.decode("ascii").strip() or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+
+    async def _release(self, why: Release, proxy: Proxy, body: Object, told: Sequence[_Farewell]) -> None:
+        # Told before: afterwards there may be nobody left who knows.
+        for reason, message in told:
+            _log.warning("%s/%s: %s", proxy.namespace, proxy.name, message)
+            await self._tell(proxy, reason, message)
+        await self.let_go(body)
+        _log.info("%s/%s is deleted: %s", proxy.namespace, proxy.name, why)
+
+    async def _tell(self, proxy: Proxy, reason: Reason, message: str) -> None:
+        try:
+            await self.events.tell(proxy, reason, message, warning=True)
+        except NamespaceTerminating:
+            return  # nobody is left to tell, and the next look releases it
+
+
+def _what_is_left(pods: Sequence[PodFacts], hindrance: str | None) -> str:
+    """Rows, pods that do not answer, and why rows are not delivered, in sentences."""
+    answers = [pod.report for pod in pods if pod.report is not None]
+    silent = [pod.name for pod in pods if pod.report is None and pod.running]
+    rows, holders = sum(report.rows for report in answers), sum(report.rows > 0 for report in answers)
+    sentences = [f"{_rows(rows)} left in {holders} pods." if rows else "No row is left in the pods that answer."]
+    if silent:
+        sentences.append(f"{_some(silent)} did not answer: what is there is not known.")
+    if hindrance is not None:
+        sentences.append(hindrance)
+    sentences += [sentence for report in answers for sentence in report.stuck][:1]
+    return " ".join(sentences)
+
+
+def _letters(pods: Sequence[PodFacts]) -> str:
+    rows = sum(pod.report.dead_letter_rows for pod in pods if pod.report is not None)
+    if not rows:
+        return ""
+    return f" {_rows(rows)} in dead letters, which are in the pods' memory and go with them; they are not waited for."
+
+
+def _rows(rows: int) -> str:
+    return "1 row is" if rows == 1 else f"{two_digits(rows):,} rows are"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
