@@ -12,6 +12,7 @@ import pytest
 
 from tinybird_proxy.cli.options import as_markdown
 from tinybird_proxy.config import OPTIONS
+from tinybird_proxy_operator.names import ConditionType, Reason
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,6 +100,11 @@ def test_the_container_example_uses_the_port_that_the_image_exposes() -> None:
     assert "-p 8000:8000" in "\n".join(docker)
     assert re.search(r"^EXPOSE 8000\b", dockerfile, re.MULTILINE)
     assert 'CMD ["run"]' in dockerfile
+
+
+def test_every_condition_and_every_reason_is_explained() -> None:
+    explained = set(re.findall(r"`([A-Z]\w+)`", README.split("### Operate it", 1)[1]))
+    assert {str(kind) for kind in ConditionType} | {str(reason) for reason in Reason} <= explained
 
 
 def test_the_make_targets_that_the_readme_names_exist() -> None:

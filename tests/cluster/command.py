@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("env", help='print KUBECONFIG and PATH (kubectl, helm) for a shell: eval "$(cluster env)"')
     load = commands.add_parser("load", help="import images into the node")
     load.add_argument("archives", type=Path, nargs="+", metavar="IMAGE.tar", help="a docker- or oci-archive")
+    restart = commands.add_parser("restart", help="stop a part and start it again, for instance kube-apiserver")
+    restart.add_argument("part", metavar="PART", help="as `status` names it")
     refused = commands.add_parser("refused", help="print the requests that the API server answered with 403")
     refused.add_argument("user", nargs="?", default="", metavar="USER", help="only of users with this in their name")
     logs = commands.add_parser("logs", help="write the logs of all parts and pods, events and objects into a directory")
@@ -121,6 +123,10 @@ def _act(given: argparse.Namespace) -> int:
             for archive in given.archives:
                 with node.alone():
                     print(*node.load(archive.resolve()), sep="\n")
+        case "restart":
+            _must_be_up(node)
+            with node.alone():
+                node.restart(given.part)
         case "refused":
             for entry in evidence.refused(node.logs / "audit.log", given.user):
                 print(entry)

@@ -105,6 +105,11 @@ class Node:
         self._processes.wait("the default service account", lambda: self._answers(*account))
         (self.run / "ready").touch()
 
+    def restart(self, name: str) -> None:
+        """Stop a part and start it again, and wait until the API server answers."""
+        self._processes.restart(name)
+        self._processes.wait("kube-apiserver", lambda: self._answers("get", "--raw", "/readyz"))
+
     def load(self, archive: Path) -> list[str]:
         """Import the images of a docker- or oci-archive; returns the references that pods can name from now on."""
         references = references_in(archive)

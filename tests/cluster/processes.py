@@ -41,8 +41,19 @@ class Processes:
                 env={**os.environ, "PATH": path},
             )
         self._children[name] = process
-        record = {"pid": process.pid, "started": _started(process.pid), "boot": _boot()}
+        record: dict[str, object] = {"pid": process.pid, "started": _started(process.pid), "boot": _boot()}
+        record |= {"command": [str(part) for part in command], "path": path}
         (self._records / name).write_text(json.dumps(record))
+
+    def restart(self, name: str) -> None:
+        """Stop it and start it as it was started."""
+        try:
+            record = json.loads((self._records / name).read_text())
+        except FileNotFoundError:
+            known = ", ".join(self.alive()) or "none"
+            raise Refusal(f"there is no part {name} that runs; these do: {known}") from None
+        self.stop(name)
+        self.start(name, *record["command"], path=record["path"])
 
     def alive(self) -> dict[str, bool]:
         """Each process that was started and not stopped, and whether it still runs."""

@@ -149,6 +149,19 @@ def test_a_process_is_stopped_by_its_id(processes: Processes) -> None:
     assert processes.alive() == {}
 
 
+def test_a_process_is_started_anew_as_it_was_started(processes: Processes) -> None:
+    processes.start("sleep", "sleep", "60", path=os.environ["PATH"])
+    first = processes._pid("sleep")
+    processes.restart("sleep")
+    try:
+        assert processes.alive() == {"sleep": True}
+        assert processes._pid("sleep") not in (None, first)
+    finally:
+        processes.stop("sleep")
+    with pytest.raises(Refusal, match="there is no part etcd that runs; these do: none"):
+        processes.restart("etcd")
+
+
 def test_a_process_that_has_the_id_of_ours_by_now_is_left_alone(processes: Processes, tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "60"])
     try:

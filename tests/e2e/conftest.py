@@ -28,7 +28,9 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     run("kubectl", "create", "namespace", name)
     run("kubectl", "label", "namespace", name, LABEL)
-    run("kubectl", "annotate", "namespace", name, f"tinybird-proxy.io/test={request.node.name}")
+    # The field manager too, for the audit log tells that of a request, and no annotations.
+    annotation, manager = f"tinybird-proxy.io/test={request.node.name}", f"--field-manager={request.node.name[:128]}"
+    run("kubectl", "annotate", "namespace", name, annotation, manager)
     made = Namespace(name)
     made.kubectl("apply", "--filename", HERE / "tinybird.yaml")
     made.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/tinybird")

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 from tests.e2e.conftest import LABEL
-from tests.e2e.kubectl import OPERATOR, OPERATOR_NAMESPACE, TINYBIRD_TOKEN, Namespace, install_operator, run
+from tests.e2e.kubectl import OPERATOR, OPERATOR_NAMESPACE, TINYBIRD_TOKEN, Namespace, install_operator, run, until
 from tests.test_readme import blocks, checkout
 
 __all__ = ["checkout"]  # the fixture: the project's files as a new user has them
@@ -22,18 +22,30 @@ KIND: Final = "tinybirdproxies.tinybird-proxy.io"
 TIMEOUT_S: Final = 240
 
 
-def _commands(namespace: Namespace) -> str:
-    """The block with what a test without Tinybird must change: the token, the address, and the leave to send there."""
-    [block] = blocks("sh kubernetes")
-    text = "\n".join(block)
-    for printed, here in {
-        "p.your-append-token": TINYBIRD_TOKEN,
-        "https://api.tinybird.co": namespace.tinybird_url,
-        "--create-namespace": "--create-namespace --set 'allowedUpstreams={*.svc}'",
-    }.items():
+def _changed(text: str, **changes: str) -> str:
+    """The text with what a test must change; each printed once."""
+    for printed, here in changes.items():
         assert text.count(printed) == 1, printed
         text = text.replace(printed, here)
     return text
+
+
+def _installing(namespace: Namespace) -> str:
+    """The block with what a test without Tinybird must change: the token, the address, and the leave to send there."""
+    [block] = blocks("sh kubernetes")
+    changes = {
+        "p.your-append-token": TINYBIRD_TOKEN,
+        "https://api.tinybird.co": namespace.tinybird_url,
+        "--create-namespace": "--create-namespace --set 'allowedUpstreams={*.svc}'",
+    }
+    return _changed("\n".join(block), **changes)
+
+
+def _operating(namespace: Namespace) -> tuple[str, str]:
+    """The blocks on operating it, as one script, and the last one, on deleting."""
+    *others, last = ("\n".join(block) for block in blocks("sh operations"))
+    changes = {"p.your-new-token": TINYBIRD_TOKEN, "default/events": f"{namespace.name}/events"}
+    return _changed("\n".join(others), **changes), last
 
 
 def _kubeconfig(namespace: Namespace, path: Path) -> Path:
@@ -85,24 +97,39 @@ def _bring_back_the_operator_of_the_tests() -> None:
         install_operator("--take-ownership")
 
 
-def test_the_commands_for_kubernetes_work_as_printed(namespace: Namespace, checkout: Path, tmp_path: Path) -> None:
+def test_the_commands_for_kubernetes_and_for_operating_it_work_as_printed(
+    namespace: Namespace, checkout: Path, tmp_path: Path
+) -> None:
     kubeconfig = _kubeconfig(namespace, tmp_path / "kubeconfig")
     # Without what kubectl remembers of this cluster: whoever follows the README is there for the first time.
     env = {**os.environ, "KUBECONFIG": str(kubeconfig), "KUBECACHEDIR": str(tmp_path / "cache")}
     _refuse_a_cluster_that_others_use()
     try:
         _forget_everything()
-        said = _bash(_commands(namespace), cwd=checkout, env=env)
+        said = _bash(_installing(namespace), cwd=checkout, env=env)
         assert re.search(r"^NAME +MODE +READY ", said, re.MULTILINE), said
         assert re.search(r"^events +Deployment +True +2 ", said, re.MULTILINE), said
         # "Apps send rows to http://events/v0/events?name=… with the token in the Secret events-client."
         assert namespace.client("post", "http://events", namespace.client_token(), "readme") == [202]
         namespace.until_arrived("readme")
-        pods = namespace.pods()
+        pods, token = namespace.pods(), namespace.client_token()
+        operating, deleting = _operating(namespace)
+        said = _bash(operating, cwd=checkout, env=env)
+        assert f"TinybirdProxy {namespace.name}/events: healthy" in said, said
+        assert '"podsCurrent":2' in said, said
+        assert "has been upgraded" in said, said
+        until("another token for apps", lambda: namespace.client_token() != token, timeout_s=60)
+        assert namespace.pods() == pods
+        other = namespace.forwarding_to_tinybird() | {"metadata": {"name": "other"}}
+        namespace.apply(other)
+        namespace.wait_ready("other")
+        pods = namespace.pods("other")
+        _bash(deleting, cwd=checkout, env=env)
+        assert [each["metadata"]["name"] for each in namespace.find("tbp")] == ["other"]
     finally:
         _bring_back_the_operator_of_the_tests()
-    # "helm uninstall leaves the CRD, every TinybirdProxy and what it runs", and another release took the CRD over.
-    namespace.until_condition("Ready", "True", "Ready")
-    namespace.post("after")
+    # "The CRD, the resources and what they run stay", and another release took the CRD over.
+    namespace.until_condition("Ready", "True", "Ready", name="other")
+    namespace.post("after", name="other")
     namespace.until_arrived("after")
-    assert namespace.pods() == pods
+    assert namespace.pods("other") == pods
