@@ -109,6 +109,7 @@ async def run(settings: OperatorSettings) -> int:
             resources=lambda: len(watches.known()),
             is_leader=lambda: election.is_leader,
             now=loop.time,
+            may_lead=lambda: election.answered,
         )
         runner = web.AppRunner(telemetry.app(), access_log=None)
         await runner.setup()

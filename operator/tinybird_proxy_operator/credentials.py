@@ -122,7 +122,7 @@ async def rotate_client_token(
     desired: Desired,
     live: Object,
     *,
-    pods: Mapping[str, str | None],
+    pods: Mapping[str, str | None] | None,
     now: datetime,
     fresh_token: str,
 ) -> Step:
@@ -153,6 +153,12 @@ async def rotate_client_token(
     except (Conflict, NotFound):
         return replace(taken, content=None, told=None, again_s=0.0)
     return taken
+
+
+def mounts(deployment: Mapping[str, Any], secret: str) -> bool:
+    """Whether the pods of a Deployment have the Secret of this name as files."""
+    volumes = deployment["spec"].get("template", {}).get("spec", {}).get("volumes") or []
+    return any((volume.get("secret") or {}).get("secretName") == secret for volume in volumes)
 
 
 def generates_client_token(proxy: Proxy) -> bool:
@@ -188,8 +194,8 @@ class Rotations:
             return None
         return await find_client_secret(self.kube, proxy)
 
-    async def go_on(self, key: Key, desired: Desired, live: Object, pods: Mapping[str, str | None]) -> None:
-        """Take the next step with the Secret that was read, and tell of it."""
+    async def go_on(self, key: Key, desired: Desired, live: Object, pods: Mapping[str, str | None] | None) -> None:
+        """Take the next step with the Secret that was read, and tell of it. ``pods``: see ``rotation.step``."""
         self._known.pop(key, None)
         utc_now, fresh_token = self.utc_now(), self.make_token()
         taken = await rotate_client_token(self.kube, desired, live, pods=pods, now=utc_now, fresh_token=fresh_token)

@@ -34,6 +34,7 @@ from tinybird_proxy_operator.doctor import (
 from tinybird_proxy_operator.errors import KubeError, NotFound, SettingsError, SpecError
 from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
 from tinybird_proxy_operator.manifests import Desired
+from tinybird_proxy_operator.manifests.secrets import is_retained_for
 from tinybird_proxy_operator.names import ADMIN_PORT, KIND, admin_secret, client_secret, selector_labels
 from tinybird_proxy_operator.pods import ANSWER_MAX_BYTES, ANSWER_TIMEOUT_S
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
@@ -198,7 +199,7 @@ class Reader:
             if kind == "Deployment" or (kind == "PodMonitor" and not settings.pod_monitors):
                 continue
             found, _ = await self._try(f"{kind} {name}", self.kube.find(kind, proxy.namespace, name))
-            if found is not None and not is_ours(found, proxy):
+            if found is not None and not is_ours(found, proxy) and not is_retained_for(found, proxy):
                 taken.append(f"{kind} {name}")
         return taken
 

@@ -81,6 +81,12 @@ class Election:
         self._claimed_at: datetime | None = None
         self._may_write_until: float | None = None  # set while this process leads
         self._told = ""
+        self._answered = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last attempt to take the Lease got an answer that was no error: this process could lead."""
+        return self._answered
 
     @property
     def is_leader(self) -> bool:
@@ -125,11 +131,14 @@ class Election:
                         self._tell(logging.INFO, f"waiting for the lease {self}, which {_held_by(seen)}")
                         wait_s = min(wait_s, max(_SOON_S, free_in_s))
                     elif await self._put_claim(seen):
+                        self._answered = True
                         _log.info("leading: %s holds the lease %s", self._identity, self)
                         return
+                self._answered = True
             except Conflict:
-                pass  # somebody else was faster; the next look shows who
+                self._answered = True  # somebody else was faster; the next look shows who
             except (KubeError, TimeoutError) as error:
+                self._answered = False
                 self._tell(logging.WARNING, f"the lease {self} cannot be had, and is tried again: {_said(error)}")
             await asyncio.sleep(wait_s)
 

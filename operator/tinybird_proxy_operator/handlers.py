@@ -37,12 +37,14 @@ class Watches:
     """``changed`` is called with each resource that an event is about, a deleted one too, ``alive`` always.
 
     A Secret of a user's concerns the resources that name it, which only the resources' own specs say: they are kept.
+    An event about nothing but a resource's status is our own write, and no news.
     """
 
     def __init__(self, *, changed: Callable[[Key], None], alive: Callable[[], None]) -> None:
         self._changed = changed
         self._alive = alive
         self._secrets: dict[Key, set[str]] = {}
+        self._seen: dict[Key, Any] = {}
 
     def known(self) -> list[Key]:
         """Every resource that is known now."""
@@ -54,8 +56,12 @@ class Watches:
         key = Key(body["metadata"].get("namespace", ""), body["metadata"]["name"])
         if deleted:
             self._secrets.pop(key, None)
+            self._seen.pop(key, None)
         else:
             self._secrets[key] = set(_named_secrets(body))
+            if self._seen.get(key) == (seen := _news(body)):
+                return
+            self._seen[key] = seen
         self._changed(key)
 
     def child(self, body: _Body) -> None:
@@ -96,6 +102,14 @@ def register(registry: kopf.OperatorRegistry, watches: Watches) -> None:
         kopf.on.event(group, version, plural, labels=labels, registry=registry, id=f"child-{plural}")(on_child)
     kopf.on.event("", "v1", "secrets", labels={USE_LABEL: kopf.PRESENT}, registry=registry, id="shared")(on_secret)
     kopf.on.event("", "v1", "secrets", labels={MANAGED_BY_LABEL: FIELD_MANAGER}, registry=registry, id="made")(on_child)
+
+
+def _news(body: _Body) -> tuple[Any, ...]:
+    """What differs when more than the status has changed. The generation stands for the spec."""
+    metadata = body["metadata"]
+    said = [metadata.get(name) for name in ("uid", "generation", "deletionTimestamp")]
+    labels, annotations = (dict(metadata.get(name) or {}) for name in ("labels", "annotations"))
+    return (*said, labels, annotations, [*(metadata.get("finalizers") or [])])
 
 
 def _named_secrets(body: _Body) -> list[str]:

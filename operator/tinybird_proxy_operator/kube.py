@@ -32,6 +32,7 @@ _PAGE_SIZE: Final = 500
 _MERGE_PATCH: Final = "application/merge-patch+json"
 # What the leader election writes, at the end of the path: a prefix may stand before it.
 _LEASE_PATH: Final = re.compile(r".*/apis/coordination\.k8s\.io/v1/namespaces/[^/]+/leases/[^/]+")
+_WEBHOOK_FAILED: Final = "failed calling webhook"
 Object = dict[str, Any]
 
 
@@ -300,7 +301,8 @@ def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[s
         return Conflict(message)
     if status == 403 and _is_about_a_namespace_that_goes(answer):
         return NamespaceTerminating(message)
-    if status in (401, 403):
+    # A broken admission webhook answers with 500, but it is this object that is refused: others go on.
+    if status in (401, 403) or (status == 500 and _WEBHOOK_FAILED in message):
         return Forbidden(message)
     # 410: a page's token has expired, and the list begins again.
     if status in (410, 429) or status >= 500:

@@ -26,7 +26,10 @@ class Meters:
 
 
 class Telemetry(Collector):
-    """Shows the meters and the queue. ``now`` is the loop's clock."""
+    """Shows the meters and the queue. ``now`` is the loop's clock.
+
+    ``may_lead``: whether the API server lets this process take part in the election.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Telemetry(Collector):
         resources: Callable[[], int],
         is_leader: Callable[[], bool],
         now: Callable[[], float],
+        may_lead: Callable[[], bool] = lambda: True,
     ) -> None:
         self._meters = meters
         self._queue_depth = queue_depth
@@ -44,6 +48,7 @@ class Telemetry(Collector):
         self._resources = resources
         self._is_leader = is_leader
         self._now = now
+        self._may_lead = may_lead
 
     def collect(self) -> Iterator[Metric]:
         """Every metric at this moment."""
@@ -83,8 +88,8 @@ class Telemetry(Collector):
             )
 
         async def readyz(request: web.Request) -> web.Response:
-            # Whoever waits to lead is ready for that.
-            ready = self._meters.synced or not self._is_leader()
+            # Whoever waits to lead is ready if it could: else an upgrade would end the last one that can.
+            ready = self._meters.synced if self._is_leader() else self._may_lead()
             return web.json_response({"ready": ready, "leader": self._is_leader()}, status=200 if ready else 503)
 
         app.router.add_get("/metrics", metrics)

@@ -18,6 +18,9 @@ PROXY_LABEL: Final = f"{GROUP}/proxy"
 USE_LABEL: Final = f"{GROUP}/use"
 USE_TOKEN: Final = "token"  # noqa: S105 - a label's value
 DRAINING_LABEL: Final = f"{GROUP}/draining"
+# On a Deployment: what its author had asked when its template went out, and the upgrade that let it out, if one did.
+MADE_FOR_ANNOTATION: Final = f"{GROUP}/made-for"
+UPGRADED_ANNOTATION: Final = f"{GROUP}/upgraded-to"
 # On a resource: `now` lets a template that is held back go out.
 ROLL_ANNOTATION: Final = f"{GROUP}/roll"
 # On a resource: `now` lets it be deleted with what its pods hold.

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tinybird_proxy_operator.names import CONTAINER, Reason
+from tinybird_proxy_operator.names import CONTAINER, UPGRADED_ANNOTATION, Reason
 from tinybird_proxy_operator.preflight import Decision
 
 _ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
@@ -62,7 +62,7 @@ class PodFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The Deployment, as far as it decides how things stand."""
+    """The Deployment, as far as it decides how things stand. ``upgraded_to``: the upgrade that let its template out."""
 
     generation_seen: bool
     replicas: int
@@ -70,6 +70,7 @@ class Workload:
     ready: int
     available: int
     failed: str | None
+    upgraded_to: str | None = None
 
     @property
     def settled(self) -> bool:
@@ -79,8 +80,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that ``status`` needs. ``held`` and ``preflight``: why a changed template does not go out.
+    """Everything that ``status`` needs. ``held``, ``queued``, ``preflight``: why a changed template does not go out.
 
+    ``held``: for the rows that wait; ``queued``: for other resources, in an upgrade.
     ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
     ``draining``: status, reason and message of that condition, while the resource is being deleted.
     """
@@ -96,6 +98,7 @@ class Observed:
     managed: bool = True
     notes: Sequence[str] = ()
     preflight: Decision | None = None
+    queued: str | None = None
     draining: tuple[str, Reason, str] | None = None
 
 
@@ -195,6 +198,7 @@ def read_workload(deployment: Mapping[str, Any]) -> Workload:
         ready=status.get("readyReplicas", 0),
         available=status.get("availableReplicas", 0),
         failed=failed,
+        upgraded_to=(deployment["metadata"].get("annotations") or {}).get(UPGRADED_ANNOTATION),
     )
 
 

@@ -8,6 +8,7 @@
 
 What a Job checks is on it, as an annotation; so whoever looks, after a restart too, comes to the same decision. Once
 the template is applied nothing is changed any more: then no Job is made, whether the last one is still there or not.
+A change that is first seen while no pod is ready goes out unchecked. A check that has begun stays binding.
 """
 
 import re
@@ -89,23 +90,39 @@ def changes(live: _Object | None, wanted: _Object) -> list[str]:
     return [field for field, old, new in fields if old != new]
 
 
-def is_needed(proxy: Proxy, live: _Object | None, wanted: _Object, *, changed: bool) -> bool:
+def is_about(job: _Object | None, template_hash: str) -> bool:
+    """Whether a Job checks, or has checked, this template, with whatever token."""
+    said: str = "" if job is None else (job["metadata"].get("annotations") or {}).get(CHECKS_ANNOTATION, "")
+    return said.startswith(f"{template_hash}-")
+
+
+def is_needed(proxy: Proxy, live: _Object | None, wanted: _Object, *, changed: bool, begun: bool = False) -> bool:
     """Whether the wanted Deployment must be tried first. ``changed``: its template is not the one applied last.
 
-    Where no pod is ready nothing that works could be lost: then as at the first install.
+    Where no pod is ready nothing that works could be lost: then as at the first install. ``begun``: that template was
+    to be tried before, so it must be: a moment without a ready pod is no reason to let out what failed.
     """
     if live is None or not changed or not changes(live, wanted):
         return False
     if proxy.spec.preflight == "Disabled" or proxy.annotations.get(ROLL_ANNOTATION) == "now":
         return False
     ready: int = live.get("status", {}).get("readyReplicas", 0)
-    return ready > 0
+    return begun or ready > 0
 
 
 def decide(
-    fields: Sequence[str], wanted_checks: str, job: _Object | None, pods: Sequence[_Object], *, now: datetime
+    fields: Sequence[str],
+    wanted_checks: str,
+    job: _Object | None,
+    pods: Sequence[_Object],
+    *,
+    now: datetime,
+    may_retry: bool = True,
 ) -> Decision:
-    """What to do, where a check is needed. ``fields``: what changed; ``job``: ours; ``pods``: all that may be its."""
+    """What to do, where a check is needed. ``fields``: what changed; ``job``: ours; ``pods``: all that may be its.
+
+    ``may_retry`` False: what failed is not tried once more now, and stays failed.
+    """
     what = _what(fields)
     if job is None or (job["metadata"].get("annotations") or {}).get(CHECKS_ANNOTATION) != wanted_checks:
         return Decision(step=Step.START, message=f"{what} is tried by a Job before any pod is replaced.")
@@ -118,7 +135,8 @@ def decide(
     finished, finished_at, why = _end_of(job)
     if finished == "Complete" or (ended is not None and ended.get("exitCode") == 0):
         return Decision(step=Step.GO)
-    if finished == "Failed" and finished_at is not None and now - finished_at >= timedelta(seconds=RETRY_AFTER_S):
+    retry_after = timedelta(seconds=RETRY_AFTER_S)
+    if may_retry and finished == "Failed" and finished_at is not None and now - finished_at >= retry_after:
         return Decision(step=Step.START, message=f"{what} is tried once more by a Job, the last one failed.")
     if ended is not None:
         return failed(fields, _words(ended))

@@ -5,49 +5,39 @@ is for the figures, and reads no more than the token, the Deployment and the pod
 ``manifests``, ``status``); what is read and written goes through ``kube`` and ``pods``.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from tinybird_proxy_operator import checks, deletion, manifests, preflight_jobs
-from tinybird_proxy_operator.children import (
-    NameTaken,
-    applied_template,
-    controller_uid,
-    image_of,
-    is_ours,
-    labelled,
-    prune,
-    put,
-    template_hash,
-    with_template_hash,
-)
+from tinybird_proxy_operator import checks, deletion, manifests
+from tinybird_proxy_operator.children import NameTaken, is_ours, labelled, prune, put
 from tinybird_proxy_operator.credentials import (
     Rotations,
     Token,
     ensure_generated,
     generates_client_token,
+    mounts,
     read_token,
 )
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests import Desired
-from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION, Reason, client_secret, selector_labels
-from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, read_pod, read_workload
+from tinybird_proxy_operator.names import KIND, Reason, client_secret
+from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, read_workload
 from tinybird_proxy_operator.pods import Pods
-from tinybird_proxy_operator.preflight import Decision, Step
+from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.queue import Key
+from tinybird_proxy_operator.rollouts import Rollouts, Verdict
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy, parse
 from tinybird_proxy_operator.status import differs, make_status
+from tinybird_proxy_operator.workloads import read_pods
 
 # How soon to look again: while something is on its way, and for the figures of the pods.
 SOON_S = 2.0
 FIGURES_S = 10.0
-_PODS_ASKED_AT_ONCE = 10
 # No pod goes out without them: it could not start, or more could reach it than its resource allows.
 _BEFORE_PODS: Final = ("ServiceAccount", "NetworkPolicy")
 _POD_MONITORS_OFF = (
@@ -63,11 +53,10 @@ _Asked = tuple[str, int, Mapping[str, str]]  # uid, generation and annotations o
 
 @dataclass(slots=True, kw_only=True)
 class _Outcome:
-    """What came of applying. ``held``, ``preflight``: why a changed template waits. ``rest``: there is more to do."""
+    """What came of applying. ``verdict``: whether the template went out. ``rest``: there is more to do."""
 
     problems: list[Problem] = field(default_factory=list)
-    held: str | None = None
-    preflight: Decision | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     deployment: Object | None = None
     rest: bool = False
 
@@ -86,15 +75,16 @@ class Reconciler:
     deletions: deletion.Deletions = field(init=False)
     _figures_at: dict[Key, float] = field(default_factory=dict)
     _applied: dict[Key, dict[str, str]] = field(default_factory=dict)
-    _rolling: set[Key] = field(default_factory=set)
     _changed: set[Key] = field(default_factory=set)
-    _in_order: dict[Key, _Asked] = field(default_factory=dict)  # what is all applied
+    _in_order: dict[Key, tuple[_Asked, bool]] = field(default_factory=dict)  # what is all applied; or but an upgrade
     _ending: dict[Key, str] = field(default_factory=dict)  # uid of a resource whose namespace is being deleted
 
     _rotations: Rotations = field(init=False)
+    _rollouts: Rollouts = field(init=False)
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
+        self._rollouts = Rollouts(self.kube, self.pods, self.settings, self.utc_now, self.now)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
@@ -136,7 +126,6 @@ class Reconciler:
         if proxy.spec.management_state == "Unmanaged":
             if await self._let_go(body) is not None:
                 return 0.0
-            self._rolling.discard(key)
             self._applied.pop(key, None)
             observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
             return await self._report(key, proxy, body, observed)
@@ -149,11 +138,11 @@ class Reconciler:
         """The resource is no more, or no longer ours: nobody waits for it."""
         self._figures_at.pop(key, None)
         self._applied.pop(key, None)
-        self._rolling.discard(key)
         self._changed.discard(key)
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
         self._rotations.forget(key)
+        self._rollouts.forget(key)
         self.deletions.forget(key)
 
     async def _let_go(self, body: Object) -> float | None:
@@ -166,7 +155,7 @@ class Reconciler:
 
     async def _delete(self, key: Key, body: Object) -> float | None:
         """Wait until its pods have delivered, then let it go. Whatever was applied stays as it is until then."""
-        self._rolling.discard(key)
+        self._rollouts.forget(key)
         if (body.get("spec") or {}).get("controllerClass", "") != self.settings.controller_class:
             self._forget(key)
             return await self._let_go(body)
@@ -196,21 +185,22 @@ class Reconciler:
         token = await self._token(proxy)
         if token.problem is not None:
             problems.append(token.problem)
-        known, present = self._in_order.pop(key, None), (proxy.uid, proxy.generation, proxy.annotations)
+        known, was_queued = self._in_order.pop(key, (None, False))
+        present = proxy.uid, proxy.generation, proxy.annotations
+        queued = self._rollouts.queued(key) if was_queued else None
+        in_order = known == present and was_queued == (queued is not None)  # or its turn has come
         client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
-        live = await self._deployment(proxy) if problems or known == present else None
+        live = await self._deployment(proxy) if problems or in_order else None
         if problems:
             outcome = _Outcome(problems=problems, deployment=live)
-        elif known == present and live is not None and is_ours(live, proxy):
-            outcome = _Outcome(deployment=live)
-            self._in_order[key] = present
-            if read_workload(live).settled:
-                self._rolling.discard(key)
+        elif in_order and live is not None and is_ours(live, proxy):
+            outcome = _Outcome(deployment=live, verdict=Verdict(queued=queued))
+            self._in_order[key] = present, was_queued
         else:
-            outcome = await self._apply(key, proxy, token, client)
-            waits = outcome.held is not None or outcome.preflight is not None
-            if not outcome.problems and not waits and not outcome.rest:
-                self._in_order[key] = present
+            outcome = await self._apply(key, proxy, body, token, client)
+            verdict = outcome.verdict
+            if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
+                self._in_order[key] = present, verdict.queued is not None
         if outcome.deployment is not None and is_ours(outcome.deployment, proxy):
             try:
                 await self.deletions.hold(body)
@@ -218,15 +208,14 @@ class Reconciler:
                 return 0.0
             except (Forbidden, Invalid) as refused:
                 outcome.problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
-        observed = await self._observe(proxy, outcome.problems, outcome.deployment, token=token, held=outcome.held)
-        problems = list(outcome.problems)
+        verdict, problems = outcome.verdict, list(outcome.problems)
+        observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=verdict.pods)
         if client is not None:
             desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
-            placed = [pod for pod in observed.pods if pod.placed]
-            pods = {pod.name: None if pod.report is None else pod.report.clients_hash for pod in placed}
-            await _tried(self._rotations.go_on(key, desired, client, pods), problems)
+            await _tried(self._rotations.go_on(key, desired, client, _accepted_by(observed)), problems)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
-        observed = replace(observed, preflight=outcome.preflight, problems=problems, notes=notes)
+        observed = replace(observed, held=verdict.held, queued=verdict.queued, preflight=verdict.preflight)
+        observed = replace(observed, problems=problems, notes=notes)
         return min(await self._report(key, proxy, body, observed), self._rotations.again_s(key))
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
@@ -249,7 +238,7 @@ class Reconciler:
             return Token(token.hash, other.problem, token.note or other.note)
         return token
 
-    async def _apply(self, key: Key, proxy: Proxy, token: Token, client: Object | None) -> _Outcome:
+    async def _apply(self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None) -> _Outcome:
         """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
         out = _Outcome()
         desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
@@ -266,7 +255,7 @@ class Reconciler:
         wanting = generates_client_token(proxy) and client is None
         secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
         made = await _tried(secrets, out.problems)
-        if client_secret(proxy.name) in (made or ()) and live is not None:
+        if client_secret(proxy.name) in (made or ()) and live is not None and mounts(live, client_secret(proxy.name)):
             text = f"Secret {client_secret(proxy.name)} was gone; there is a new one: apps need its token."
             await self.events.tell(proxy, Reason.CLIENT_TOKEN_REPLACED, text, warning=True)
         complete = made is not None
@@ -274,13 +263,14 @@ class Reconciler:
             kind = manifest["kind"]
             if kind == "Deployment":
                 if complete:
-                    judged = self._judge(key, desired, manifest, live, token, out)
-                    complete = await _tried(judged, out.problems) is not None
-                step = self._put_deployment(proxy, manifest, live, applied, out, complete=complete)
+                    judging = self._rollouts.judge(key, desired, manifest, live, body, token_hash=token.hash)
+                    out.verdict = await _tried(judging, out.problems) or out.verdict
+                step = self._put_deployment(proxy, manifest["spec"]["replicas"], live, applied, out)
             else:
                 step = self._put(proxy, manifest, applied, lives.get(kind))
             complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
-        out.rest = not all(applied.get(manifest["kind"]) for manifest in wanted)
+        stays = out.verdict.manifest is None  # its template is not applied on purpose
+        out.rest = not all(applied.get(each["kind"]) or (stays and each["kind"] == "Deployment") for each in wanted)
         # What goes may be all that there is until what was refused takes its place.
         for unwanted in [] if out.problems else found:
             for what in await _tried(prune(self.kube, proxy, wanted, [unwanted]), out.problems) or ():
@@ -300,74 +290,20 @@ class Reconciler:
                 raise
             raise Invalid(_NO_POD_MONITORS) from error
 
-    async def _judge(
-        self, key: Key, desired: Desired, manifest: Object, live: Object | None, token: Token, out: _Outcome
-    ) -> _Outcome:
-        """Whether a changed template may go out, in ``out``: no row may be lost by it, and it is tried first."""
-        proxy = desired.proxy
-        out.held = await self._hold_back(key, proxy, live, manifest)
-        if out.held is not None:
-            return out
-        ours = live if live is not None and is_ours(live, proxy) else None
-        changed = ours is not None and applied_template(ours) not in (None, template_hash(manifest))
-        out.preflight = await preflight_jobs.hold(
-            self.kube, desired, ours, manifest, changed=changed, token_hash=token.hash, now=self.utc_now()
-        )
-        if out.preflight is not None and out.preflight.step is Step.FAILED:
-            self._rolling.discard(key)  # nothing of it rolls, so the next resource may
-        return out
-
     async def _put_deployment(
-        self,
-        proxy: Proxy,
-        manifest: Object,
-        live: Object | None,
-        applied: dict[str, str],
-        out: _Outcome,
-        *,
-        complete: bool,
+        self, proxy: Proxy, replicas: int, live: Object | None, applied: dict[str, str], out: _Outcome
     ) -> Object | None:
-        """The Deployment, or only its number of pods while its template waits: ``complete``, for nothing else."""
-        if complete and out.held is None and out.preflight is None:
-            out.deployment = await self._put(proxy, with_template_hash(manifest), applied, live)
+        """The Deployment as it was judged, or only its number of pods."""
+        if out.verdict.manifest is not None:
+            out.deployment = await self._put(proxy, out.verdict.manifest, applied, live)
         elif live is not None:
             if not is_ours(live, proxy):
                 raise NameTaken("Deployment", proxy.name)
-            if live["spec"].get("replicas") != (replicas := manifest["spec"]["replicas"]):
+            now = live["spec"].get("replicas")
+            if now is None or replicas > now or (replicas < now and out.verdict.may_shrink):
                 uid = live["metadata"]["uid"]
                 out.deployment = await self.kube.set_replicas(proxy.namespace, proxy.name, replicas, uid=uid)
         return out.deployment
-
-    async def _hold_back(self, key: Key, proxy: Proxy, live: Object | None, manifest: Object) -> str | None:
-        """Why a changed template must not go out now; None if it may."""
-        if live is None or not is_ours(live, proxy):
-            return None
-        changed = applied_template(live) not in (None, template_hash(manifest))
-        default_image = proxy.spec.image is None
-        if not changed:
-            workload = read_workload(live)
-            if workload.settled:
-                self._rolling.discard(key)
-            elif default_image and workload.updated < workload.replicas:
-                self._rolling.add(key)  # since before this process
-            return None
-        if proxy.annotations.get(ROLL_ANNOTATION) == "now":
-            return None
-        found = await self._pods(proxy, live)
-        stuck = sum(pod.report.stuck_rows for pod in found if pod.report is not None)
-        if stuck:
-            return (
-                f"The changed template is held back: {stuck:,} rows wait and are not delivered, and a new pod would not"
-                f" have them. It goes out when they are delivered, or with the annotation {ROLL_ANNOTATION}=now."
-            )
-        # What its author changed goes out: one resource's trouble is no reason for the others to wait.
-        if not default_image or image_of(live) == image_of(manifest):
-            return None
-        if key not in self._rolling and len(self._rolling) >= self.settings.upgrade_max_concurrent:
-            others = ", ".join(map(str, sorted(self._rolling)))
-            return f"The changed template waits for {others}: so many roll at a time (upgrade.maxConcurrent)."
-        self._rolling.add(key)
-        return None
 
     # Looking.
 
@@ -378,46 +314,29 @@ class Reconciler:
         live: Object | None,
         *,
         token: Token | None = None,
-        held: str | None = None,
+        pods: Sequence[PodFacts] | None = None,
         managed: bool = True,
     ) -> Observed:
         ours = live if live is not None and is_ours(live, proxy) else None
         ref = proxy.spec.tinybird.token_secret_ref
+        if ours is not None and pods is None:
+            pods = await read_pods(self.kube, self.pods, proxy, ours)
         return Observed(
             wanted_replicas=proxy.spec.replicas,
             workload=None if ours is None else read_workload(ours),
-            pods=[] if ours is None else await self._pods(proxy, ours),
+            pods=pods if ours is not None and pods is not None else [],
             problems=problems,
-            held=held,
+            held=None,
             uses_own_token=ref is not None,
             token_secret=None if ref is None else ref.name,
             expected_token_hash=None if token is None else token.hash,
             managed=managed,
         )
 
-    async def _pods(self, proxy: Proxy, deployment: Mapping[str, Any]) -> list[PodFacts]:
-        """Our pods, by the chain of controllers and not by labels, and what each says."""
-        labels = selector_labels(proxy.name)
-        sets = await self.kube.list("ReplicaSet", proxy.namespace, labels=labels)
-        uid = deployment["metadata"]["uid"]
-        ours = {found["metadata"]["uid"] for found in sets if controller_uid(found) == uid}
-        pods = [
-            pod
-            for pod in await self.kube.list("Pod", proxy.namespace, labels=labels)
-            if controller_uid(pod) in ours and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
-        ]
-        limit = asyncio.Semaphore(_PODS_ASKED_AT_ONCE)
-
-        async def ask(pod: Object) -> PodFacts:
-            ip = pod.get("status", {}).get("podIP")
-            async with limit:
-                return read_pod(pod, await self.pods.report(ip) if ip else None)
-
-        return list(await asyncio.gather(*map(ask, pods)))
-
     # Telling.
 
     async def _report(self, key: Key, proxy: Proxy, body: Object, observed: Observed) -> float:
+        self._rollouts.saw(key, observed)
         old = body.get("status") or {}
         at = self.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
         status = make_status(proxy, observed, old, now=at)
@@ -433,6 +352,8 @@ class Reconciler:
             await self.events.tell(proxy, problem.reason, problem.message, warning=True, about=problem.message)
         if observed.held is not None:
             await self.events.tell(proxy, Reason.ROLLOUT_HELD, observed.held, warning=True)
+        if observed.queued is not None:
+            await self.events.tell(proxy, Reason.ROLLOUT_HELD, observed.queued, warning=False, about="upgrade")
         tried = observed.preflight
         if tried is not None and tried.step is Step.FAILED:
             await self.events.tell(proxy, Reason.PREFLIGHT_FAILED, tried.message, warning=True, about=tried.message)
@@ -443,6 +364,14 @@ class Reconciler:
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED
         return SOON_S if moving or trying or observed.held is not None else FIGURES_S
+
+
+def _accepted_by(observed: Observed) -> dict[str, str | None] | None:
+    """The list of client tokens that each pod accepts, by its hash; None: it is not known which pods there are."""
+    workload, placed = observed.workload, [pod for pod in observed.pods if pod.placed]
+    if observed.wanted_replicas and not (workload is not None and workload.generation_seen and placed):
+        return None
+    return {pod.name: None if pod.report is None else pod.report.clients_hash for pod in placed}
 
 
 async def _tried(step: Awaitable[_Result], problems: list[Problem]) -> _Result | None:

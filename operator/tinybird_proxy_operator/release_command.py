@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from tinybird_proxy_operator.errors import Conflict, KubeError, NotFound, SettingsError
+from tinybird_proxy_operator.errors import Conflict, Forbidden, KubeError, NotFound, SettingsError
 from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
 from tinybird_proxy_operator.names import KIND, finalizer
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
@@ -65,7 +65,7 @@ async def release_all(
                 f"Still there after {STOP_TIMEOUT_S:.0f} s: {', '.join(left)} in {settings.operator_namespace}. The"
                 " operator would put its finalizers back, so none was removed. Delete the pod, and uninstall again."
             ]
-        found = await _resources(kube, settings.watch_namespaces)
+        found = await _resources(kube, settings.watch_namespaces, say)
     except KubeError as error:
         return [f"Nothing was released: {error}"]
     ours, problems, released = finalizer(settings.controller_class), [], 0
@@ -103,7 +103,7 @@ async def _stop(
     return names
 
 
-async def _resources(kube: Kube, namespaces: Sequence[str]) -> list[Object]:
+async def _resources(kube: Kube, namespaces: Sequence[str], say: Callable[[str], None]) -> list[Object]:
     """Every TinybirdProxy there, or everywhere. Without the CRD there are none."""
     found: list[Object] = []
     for namespace in namespaces or (None,):
@@ -111,6 +111,11 @@ async def _resources(kube: Kube, namespaces: Sequence[str]) -> list[Object]:
             found += await kube.list(KIND, namespace)
         except NotFound:
             continue
+        except Forbidden as error:
+            if namespace is None:
+                raise
+            # The rights of this release go with the namespace, and so do its resources.
+            say(f"Namespace {namespace} was passed over, and should be gone: {error}")
     return found
 
 

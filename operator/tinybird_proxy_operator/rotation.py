@@ -9,8 +9,8 @@ The Secret holds all that is known of a rotation, so whoever reads it goes on wi
                     k3B…  name=events-client
 
 1. A rotation begins: `next` is stored, and `accepted` gets its line.
-2. Every pod reports the hash of just this `accepted`, or there is none: `token` becomes `next`, and the line of the one
-   before it is marked as replaced.
+2. Every pod reports the hash of just this `accepted`, or none is wanted: `token` becomes `next`, and the line of the
+   one before it is marked as replaced. While it is not known which pods there are, it waits.
 3. The overlap has passed since then: that line goes.
 
 Each line has an overlap of its own, so a second rotation neither waits for the first nor shortens it. The line of what
@@ -77,7 +77,7 @@ def step(
     *,
     asked: str,
     overlap_s: int,
-    pods: Mapping[str, str | None],
+    pods: Mapping[str, str | None] | None,
     now: datetime,
     fresh_token: str,
     immutable: bool = False,
@@ -85,7 +85,8 @@ def step(
     """What comes next for the Secret of that name.
 
     ``asked``: the resource's annotation, empty if it has none. ``pods``: the hash that each of them reports of what it
-    accepts, None where it does not; all that may have read the Secret before. ``fresh_token`` is used if one is needed.
+    accepts, None where it does not; all that may have read the Secret before. Without ``pods`` it is not known which
+    there are, as with a Deployment that is new. ``fresh_token`` is used if one is needed.
     """
     before = _lines(content.accepted)
     lines, token, coming = before, _usable(content.token), _usable(content.next_token)
@@ -95,7 +96,7 @@ def step(
         coming = ""  # somebody took it away: it begins again
     usable, due = token in _tokens(lines), bool(asked) and asked != content.rotated_for
     new, former, told = content, "", None
-    if coming and (coming == token or not _missing(content.accepted, pods)):
+    if coming and (coming == token or (pods is not None and not _missing(content.accepted, pods))):
         former, token, coming = token, coming, ""
         done_for = content.rotating_for if content.rotating_since else asked
         new = replace(new, token=token, rotated_for=done_for)
@@ -137,11 +138,13 @@ def _data(content: Content) -> tuple[str, str, str]:
     return content.token, content.accepted, content.next_token
 
 
-def _sentence(content: Content, pods: Mapping[str, str | None], *, now: datetime) -> str | None:
+def _sentence(content: Content, pods: Mapping[str, str | None] | None, *, now: datetime) -> str | None:
     if content.next_token:
+        text = f"A new client token comes, since {content.rotating_since or now.strftime(_TIME)}."
+        if pods is None:
+            return f"{text} Apps get it when every pod accepts it; there is no pod yet that could be asked."
         missing = _missing(content.accepted, pods)
         some = ", ".join(missing[:_NAMED_MAX]) + (" and others" if len(missing) > _NAMED_MAX else "")
-        text = f"A new client token comes, since {content.rotating_since or now.strftime(_TIME)}."
         if not missing:
             return text
         counted = f"{len(pods) - len(missing)} of {len(pods)} pods accept it; apps get it when all do."

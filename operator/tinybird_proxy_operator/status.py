@@ -125,11 +125,14 @@ def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
         return "False", Reason.NOT_READY, "Nothing was rolled out yet."
     if workload.failed is not None:
         return "False", Reason.ROLLOUT_FAILED, workload.failed
+    more = "" if observed.queued is None else f" {observed.queued}"
     if not workload.generation_seen:
-        return "True", Reason.ROLLING_OUT, _CHANGE_NOT_SEEN
+        return "True", Reason.ROLLING_OUT, f"{_CHANGE_NOT_SEEN}{more}"
     if not workload.settled or workload.available < (observed.wanted_replicas or 0):
         text = f"{workload.updated} of {workload.replicas} pods run the Deployment's present template."
-        return "True", Reason.ROLLING_OUT, f"{text} {workload.available} are available."
+        return "True", Reason.ROLLING_OUT, f"{text} {workload.available} are available.{more}"
+    if observed.queued is not None:
+        return "False", Reason.ROLLOUT_HELD, observed.queued
     return "False", Reason.UP_TO_DATE, "Every pod runs the Deployment's present template."
 
 
@@ -143,7 +146,7 @@ def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
         return "True", Reason.ROLLOUT_FAILED, workload.failed
     if not observed.managed:
         return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator does not compare."
-    if observed.held is not None or observed.preflight is not None:
+    if observed.held is not None or observed.queued is not None or observed.preflight is not None:
         return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied, but what is held back."
     return "False", Reason.AS_EXPECTED, "Everything that the resource asks is applied."
 

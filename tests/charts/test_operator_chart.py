@@ -32,18 +32,18 @@ READ = ("get", "list", "watch")
 # Every right of the operator's, and no other.
 RIGHTS = {
     ("tinybird-proxy.io", "tinybirdproxies"): (*READ, "patch"),
-    ("tinybird-proxy.io", "tinybirdproxies/status"): ("patch", "update"),
-    ("tinybird-proxy.io", "tinybirdproxies/scale"): ("get", "patch"),
+    ("tinybird-proxy.io", "tinybirdproxies/status"): ("patch",),
+    ("tinybird-proxy.io", "tinybirdproxies/scale"): ("patch",),
     ("tinybird-proxy.io", "tinybirdproxies/finalizers"): ("update",),
     ("apps", "deployments"): CHILD,
-    ("apps", "replicasets"): READ,
+    ("apps", "replicasets"): ("list",),
     ("batch", "jobs"): ("get", "list", "watch", "create", "delete"),
     ("", "services"): CHILD,
     ("", "serviceaccounts"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("networking.k8s.io", "ingresses"): CHILD,
-    ("", "pods"): READ,
+    ("", "pods"): ("list", "watch"),
     ("", "secrets"): ("get", "list", "watch", "create", "patch"),
     ("", "events"): ("list", "create"),
     ("", "namespaces"): ("get",),
@@ -340,12 +340,23 @@ def test_every_value_has_a_comment_and_a_place_in_the_schema() -> None:
     assert schema_names(schema) - {"global"} == {path for path, _, _ in keys(root) if is_named(schema, path)}
 
 
-def test_the_notes_name_the_next_command() -> None:
+def notes(given: Object) -> str:
     """Without a cluster helm only shows them in a dry run."""
-    shown = helm("install", "release", OPERATOR, "--namespace", "here", "--dry-run=client", "--values", "-", given="{}")
+    asked = ("install", "release", OPERATOR, "--namespace", "here", "--dry-run=client", "--values", "-")
+    shown = helm(*asked, given=yaml.safe_dump(given))
     assert shown.returncode == 0, shown.stderr
-    notes = shown.stdout.partition("NOTES:")[2]
-    assert "kubectl --namespace here rollout status deployment/release-tinybird-proxy-operator" in notes
-    [example] = objects(notes.partition("<<END\n")[2].partition("\nEND\n")[0])
+    return shown.stdout.partition("NOTES:")[2]
+
+
+def test_without_rbac_the_notes_name_both_sets_of_rights() -> None:
+    assert "operator.rules" not in notes({})
+    assert "templates/_helpers.tpl (operator.rules)" in notes({"rbac": {"create": False}})
+    assert "in here those of templates/lease-rbac.yaml" in notes({"rbac": {"create": False}})
+
+
+def test_the_notes_name_the_next_command() -> None:
+    said = notes({})
+    assert "kubectl --namespace here rollout status deployment/release-tinybird-proxy-operator" in said
+    [example] = objects(said.partition("<<END\n")[2].partition("\nEND\n")[0])
     minimal = objects((OPERATOR / "examples" / "minimal.yaml").read_text())[1]
     assert example == minimal

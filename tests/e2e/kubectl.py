@@ -2,11 +2,13 @@
 
 import base64
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -20,6 +22,9 @@ OPERATOR: Final = "tinybird-proxy-operator"
 # Beside the charts' defaults: what the tests need themselves, and a Lease for which nobody waits long.
 OPERATOR_VALUES: Final = ("--values", str(HERE / "operator-values.yaml"))
 TINYBIRD_TOKEN: Final = "p.admin"
+SECOND_TINYBIRD_TOKEN: Final = "p.second"
+# Elsewhere than in tests/cluster kubelet may look at mounted Secrets once a minute only.
+SECRET_TIMEOUT_S: Final = 130
 _CLIENT: Final = (HERE / "client.py").read_text()
 _COMMAND_TIMEOUT_S: Final = 90
 _T = TypeVar("_T")
@@ -147,6 +152,34 @@ class Namespace:
         except CommandFailed as error:
             raise AssertionError(f"{error}: {self.condition('Ready', name)}") from error
 
+    def events(self, reason: str) -> list[str]:
+        """Messages of the Events with that reason."""
+        return [event["message"] for event in self.find("events") if event["reason"] == reason]
+
+    def restarts(self) -> int:
+        """Of all containers in the namespace."""
+        return sum(
+            status["restartCount"]
+            for pod in self.find("pods")
+            for status in pod.get("status", {}).get("containerStatuses", [])
+        )
+
+    @contextmanager
+    def watched(self, kind: str, name: str, *fields: str) -> Iterator[list[list[str]]]:
+        """Every version that an object has from now on: what is at these JSON paths. In the list afterwards."""
+        output = "jsonpath=" + "|".join(f"{{{field}}}" for field in fields) + '{"\\n"}'
+        command = ["kubectl", "--namespace", self.name, "get", kind, name, "--watch", "--output", output]
+        versions: list[list[str]] = []
+        with TemporaryFile("w+") as file, subprocess.Popen(command, stdout=file) as process:
+            try:
+                until("the version of now", lambda: os.fstat(file.fileno()).st_size)
+                yield versions
+            finally:
+                process.kill()
+                process.wait()
+                file.seek(0)
+                versions += [line.split("|") for line in file.read().splitlines()]
+
     # From inside of the cluster.
 
     def client(self, *args: str) -> Any:
@@ -225,6 +258,19 @@ class Namespace:
 def operator_pods() -> list[dict[str, Any]]:
     """The operator's pods."""
     return Namespace(OPERATOR_NAMESPACE).find("pods", f"app.kubernetes.io/name={OPERATOR}")
+
+
+def doctor(namespace: Namespace, name: str = "events") -> tuple[int, str]:
+    """Exit status of the operator's doctor, and all that it says."""
+    command = ("exec", f"deployment/{OPERATOR}", "--", OPERATOR, "doctor", f"{namespace.name}/{name}")
+    done = subprocess.run(
+        ("kubectl", "--namespace", OPERATOR_NAMESPACE, *command),
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def scale_operator(replicas: int) -> None:

@@ -10,9 +10,16 @@ from tests.operator.resources import OWN_TOKEN, UID, desired
 
 from tinybird_proxy.config import token_hash
 from tinybird_proxy_operator.children import NameTaken
-from tinybird_proxy_operator.credentials import ensure_generated, find_client_secret, read_token, rotate_client_token
+from tinybird_proxy_operator.credentials import (
+    ensure_generated,
+    find_client_secret,
+    mounts,
+    read_token,
+    rotate_client_token,
+)
 from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.kube import Kube
+from tinybird_proxy_operator.manifests import deployment
 from tinybird_proxy_operator.manifests.secrets import RETAINED_FOR_ANNOTATION
 from tinybird_proxy_operator.names import GROUP, USE_LABEL, child_labels
 from tinybird_proxy_operator.rotation import ROTATE_ANNOTATION, Step
@@ -324,3 +331,10 @@ async def test_a_strangers_client_secret_is_not_found(api: FakeApi, kube: Kube) 
     api.put(theirs)
     with pytest.raises(NameTaken):
         await ensure_generated(kube, desired(RETAIN), lambda: "t", client=True)
+
+
+def test_a_deployment_mounts_a_secret_or_does_not() -> None:
+    built = deployment.build(desired(OWN_TOKEN))
+    assert mounts(built, "events-client")
+    assert not mounts(built, "other")
+    assert not mounts({"spec": {}}, "events-client")

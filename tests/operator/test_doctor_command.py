@@ -133,6 +133,14 @@ async def test_a_strangers_object_of_a_childs_name_is_told(cluster: Cluster, kin
     assert found.findings[0].what.startswith(f"{kind} {name} exists")
 
 
+async def test_a_client_secret_that_is_kept_for_the_resource_is_no_strangers(cluster: Cluster) -> None:
+    cluster.secret()
+    cluster.resource({**SPEC, "clients": {"secretDeletionPolicy": "Retain"}})
+    await cluster.reconcile()
+    assert cluster.api.get("Secret", "events-client")["metadata"].get("ownerReferences", []) == []
+    assert "NameTaken" not in reasons(await diagnosis(cluster))
+
+
 async def test_a_pod_that_has_not_begun_is_explained_by_its_events(cluster: Cluster) -> None:
     await well(cluster)
     pod = cluster.api.get("Pod", "events-1-0")

@@ -300,3 +300,21 @@ async def test_a_fault_while_renewing_ends_the_process(world: World, caplog: pyt
     a.link.error = ValueError("a bug")  # type: ignore[assignment]
     await until(lambda: a.exits)
     assert "by a fault of the operator's" in caplog.text
+
+
+async def test_whether_a_process_could_lead_is_what_its_last_attempt_tells(world: World) -> None:
+    a, b = await a_leads_and_b_waits(world)
+    assert (a.election.answered, b.election.answered) == (True, True)
+    b.link.error = Forbidden("the role lacks the verb")
+    await until(lambda: not b.election.answered)
+    assert a.election.is_leader
+    b.link.error = None
+    await until(lambda: b.election.answered)
+    assert not b.election.is_leader
+
+
+async def test_a_process_that_has_not_asked_yet_could_not_lead_as_far_as_it_knows(world: World) -> None:
+    a = Replica(world, "a", TIMING)
+    assert not a.election.answered
+    await until(lambda: a.election.answered)
+    assert not a.election.is_leader

@@ -54,6 +54,35 @@ def test_a_resource_is_reconciled_when_it_changes_and_when_it_goes() -> None:
     assert heard.alive == 3
 
 
+def test_an_event_about_a_status_alone_is_no_news_and_any_other_is() -> None:
+    heard, body = Heard(), resource("a")
+    body["metadata"] |= {"uid": "u", "generation": 1, "resourceVersion": "7"}
+    heard.watches.resource(body, False)
+    heard.changed.clear()
+    said = {**body, "metadata": {**body["metadata"], "resourceVersion": "8"}, "status": {"replicas": 1}}
+    heard.watches.resource(said, False)
+    assert (heard.changed, heard.alive) == ([], 2)
+    for name, value in (
+        ("uid", "v"),
+        ("generation", 2),
+        ("annotations", {"tinybird-proxy.io/roll": "now"}),
+        ("labels", {"team": "web"}),
+        ("finalizers", ["tinybird-proxy.io/drain"]),
+        ("deletionTimestamp", "2026-01-01T00:00:00Z"),
+    ):
+        body["metadata"][name] = value
+        heard.watches.resource(body, False)
+        heard.watches.resource(body, False)
+    assert len(heard.changed) == 6
+
+
+def test_a_resource_that_was_deleted_and_is_made_again_as_it_was_is_news() -> None:
+    heard = Heard()
+    for deleted in (False, True, False):
+        heard.watches.resource(resource("a"), deleted)
+    assert heard.changed == [Key("shop", "a")] * 3
+
+
 def test_a_child_or_a_pod_is_about_the_resource_that_it_carries() -> None:
     heard = Heard()
     heard.watches.child(child(**{PROXY_LABEL: "events"}))

@@ -336,3 +336,12 @@ async def test_an_answer_that_is_not_the_api_servers_is_an_error(
         with pytest.raises(kind):
             await before.list("Service", "shop")
     server.close()
+
+
+async def test_a_webhook_that_cannot_be_called_is_a_refusal_of_this_object_and_no_outage(
+    api: FakeApi, kube: Kube
+) -> None:
+    said = 'Internal error occurred: failed calling webhook "validate.nginx.ingress.kubernetes.io": no endpoints'
+    api.fail(500, message=said)
+    with pytest.raises(Forbidden, match="failed calling webhook"):
+        await kube.get("Ingress", "shop", "events")

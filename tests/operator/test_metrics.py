@@ -20,6 +20,7 @@ class Operator:
     depth: int = 0
     age_s: float = 0.0
     leads: bool = True
+    may_lead: bool = True
     port: int = 0
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -48,6 +49,7 @@ async def measured() -> AsyncIterator[Operator]:
         resources=lambda: 3,
         is_leader=lambda: operator.leads,
         now=lambda: 1000.0,
+        may_lead=lambda: operator.may_lead,
     )
     runner = web.AppRunner(telemetry.app(), access_log=None)
     await runner.setup()
@@ -107,6 +109,13 @@ async def test_whoever_waits_to_lead_is_ready_and_says_that_it_does_not_lead() -
         operator.leads = False
         assert await operator.get("/readyz") == (200, '{"ready": true, "leader": false}')
         assert (await operator.samples())["leader"] == 0
+
+
+async def test_whoever_could_not_lead_is_not_ready_for_the_last_one_that_can_would_be_ended_for_it() -> None:
+    async with measured() as operator:
+        operator.leads = operator.may_lead = False
+        assert await operator.get("/readyz") == (503, '{"ready": false, "leader": false}')
+        assert (await operator.get("/healthz"))[0] == 200
 
 
 async def test_a_leader_is_ready_once_the_watches_have_begun() -> None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from tests.operator.clusters import TOKEN_HASH, report, stuck
 
+from tinybird_proxy_operator.names import UPGRADED_ANNOTATION
 from tinybird_proxy_operator.observed import read_pod, read_report, read_workload
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
@@ -68,6 +69,11 @@ def test_what_is_no_report_is_an_error(body: Any) -> None:
 
 def workload(generation: int = 2, **status: Any) -> Any:
     return read_workload({"metadata": {"generation": generation}, "status": {"observedGeneration": 2, **status}})
+
+
+def test_a_deployment_tells_which_upgrade_let_its_template_out() -> None:
+    marked = {"metadata": {"annotations": {UPGRADED_ANNOTATION: "proxy:2"}}}
+    assert (read_workload(marked).upgraded_to, workload().upgraded_to) == ("proxy:2", None)
 
 
 def test_a_deployment_is_settled_when_all_its_pods_are_new_and_available() -> None:

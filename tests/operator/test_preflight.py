@@ -18,6 +18,7 @@ from tinybird_proxy_operator.preflight import (
     changes,
     checks,
     decide,
+    is_about,
     is_needed,
     job_name,
     words_of,
@@ -100,6 +101,28 @@ def test_the_first_install_is_not_held() -> None:
 
 def test_where_no_pod_is_ready_nothing_is_held_for_nothing_that_works_could_be_lost() -> None:
     assert not needed(OTHER_URL, live(ready=0))
+
+
+def test_what_was_to_be_tried_before_stays_so_whether_a_pod_is_ready_or_not() -> None:
+    wanted = deployment.build(desired(OTHER_URL))
+    assert is_needed(resource(OTHER_URL), live(ready=0), wanted, changed=True, begun=True)
+    assert not is_needed(resource({**OTHER_URL, "preflight": "Disabled"}), live(), wanted, changed=True, begun=True)
+    assert not is_needed(resource(OTHER_URL), live(), wanted, changed=False, begun=True)
+
+
+def test_a_job_is_about_a_template_with_whatever_token() -> None:
+    assert is_about(job(said=checks("abc", None)), "abc")
+    assert is_about(job(said=checks("abc", "69b6bc28")), "abc")
+    assert not is_about(job(said=checks("abcd", None)), "abc")
+    assert not is_about(job(annotations=None), "abc")
+    assert not is_about(None, "abc")
+
+
+def test_a_failed_check_is_not_tried_once_more_while_it_has_no_turn() -> None:
+    found = failed_at(RETRY_AFTER_S)
+    assert decide(["image"], CHECKS, found, [pod(ended(2, REFUSED))], now=NOW).step is Step.START
+    still = decide(["image"], CHECKS, found, [pod(ended(2, REFUSED))], now=NOW, may_retry=False)
+    assert (still.step, REFUSED in still.message) == (Step.FAILED, True)
 
 
 def test_a_template_that_was_applied_is_not_tried_again_whatever_the_deployment_looks_like_since() -> None:

@@ -241,6 +241,45 @@ async def test_a_resource_whose_preflight_failed_does_not_keep_others_from_an_up
     assert cluster.condition("Progressing", "orders") == ("True", "Preflight")
 
 
+@pytest.mark.parametrize("how", ["failed", "running", "refused"])
+async def test_a_moment_without_a_ready_pod_lets_nothing_out_that_is_being_tried_or_failed(
+    cluster: Cluster, how: str
+) -> None:
+    if how == "refused":
+        cluster.api.fail(403, method="POST", path="/jobs", message="exceeded quota", times=2)
+    await held(cluster)
+    if how == "failed":
+        job_ends(cluster, 2, WORDS)
+    await cluster.reconcile()
+    before = cluster.condition("Progressing")
+    cluster.roll_out("events", pods=2, readyReplicas=0, availableReplicas=0)
+    if how != "refused":
+        cluster.reconciler = cluster.operator()
+    await cluster.reconcile()
+    assert live_url(cluster) == "https://api.tinybird.co"
+    assert cluster.condition("Progressing") == (("True", "Preflight") if how == "refused" else before)
+
+
+async def test_with_another_token_a_check_that_began_stays_binding(cluster: Cluster) -> None:
+    await held(cluster)
+    job_ends(cluster, 2, WORDS)
+    cluster.roll_out("events", pods=2, readyReplicas=0, availableReplicas=0)
+    cluster.secret(value="b3RoZXI=")
+    cluster.reconciler = cluster.operator()
+    await cluster.reconcile()
+    assert (live_url(cluster), cluster.api.names("Job")) == ("https://api.tinybird.co", [JOB])
+    assert cluster.condition("Progressing") == ("True", "Preflight")
+
+
+async def test_a_change_that_is_first_seen_while_no_pod_is_ready_goes_out_unchecked(cluster: Cluster) -> None:
+    cluster.secret()
+    await cluster.installed(SPEC)
+    cluster.roll_out("events", pods=2, readyReplicas=0, availableReplicas=0)
+    cluster.resource(CHANGED)
+    await cluster.reconcile()
+    assert (live_url(cluster), cluster.api.names("Job")) == (NEW_URL, [])
+
+
 async def test_its_pod_is_none_of_the_resources_pods(cluster: Cluster) -> None:
     await held(cluster)
     job_ends(cluster, 2, WORDS)

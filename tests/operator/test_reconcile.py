@@ -149,6 +149,15 @@ async def test_a_client_secret_that_somebody_deleted_comes_with_a_new_token_and_
     assert [(kind, reason) for kind, reason, _ in cluster.told()] == [("Warning", "ClientTokenReplaced")]
 
 
+async def test_a_client_secret_that_is_made_because_it_is_asked_for_was_not_gone(cluster: Cluster) -> None:
+    await cluster.installed()  # with its clients' own tokens
+    cluster.secret()
+    cluster.resource(WITH_TOKEN)
+    await cluster.reconcile()
+    assert "events-client" in cluster.api.names("Secret")
+    assert cluster.told() == []
+
+
 async def test_an_operator_without_the_right_to_pod_monitors_never_asks_for_any(cluster: Cluster) -> None:
     cluster.reconciler = cluster.operator(POD_MONITORS="false")
     cluster.resource({"replicas": 1, "monitoring": {"podMonitor": "Enabled"}})

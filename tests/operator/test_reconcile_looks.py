@@ -7,9 +7,11 @@ import pytest
 from tests.operator.clusters import IPS, Cluster, report, stuck
 from tests.operator.resources import OWN_TOKEN
 
+from tinybird_proxy_operator.handlers import Watches
 from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION, USE_LABEL
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.reconcile import FIGURES_S, SOON_S
+from tinybird_proxy_operator.upgrades import SOAK_S
 
 WITH_TOKEN: dict[str, Any] = {"replicas": 2, **OWN_TOKEN}
 NEW_IMAGE = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.4"
@@ -170,6 +172,7 @@ async def test_a_rollout_that_ended_is_noticed_by_a_look_for_the_figures_and_the
     await cluster.reconcile("orders")
     cluster.roll_out("events", pods=1)
     await cluster.look("events")
+    cluster.clock.seconds += SOAK_S
     await cluster.look("orders")
     containers = cluster.api.get("Deployment", "orders")["spec"]["template"]["spec"]["containers"]
     assert containers[0]["image"] == NEW_IMAGE
@@ -187,3 +190,31 @@ async def test_a_deployment_of_an_earlier_operator_gets_its_fields_without_a_new
     assert live["spec"]["minReadySeconds"] == 2
     assert live["spec"]["template"] == deployment["spec"]["template"]
     assert cluster.condition("Progressing")[1] != "RolloutHeld"
+
+
+async def test_the_operators_own_status_brings_no_look(cluster: Cluster) -> None:
+    await in_order(cluster)
+    changed: list[Key] = []
+    watches = Watches(changed=changed.append, alive=lambda: None)
+    watches.resource(cluster.api.get(KIND, "events"), False)
+    changed.clear()
+    for minute in range(6):
+        cluster.proxies.says = dict.fromkeys(IPS, report(rows=5 + minute))
+        cluster.clock.seconds += FIGURES_S
+        await cluster.look()
+        watches.resource(cluster.api.get(KIND, "events"), False)
+    assert cluster.status()["buffer"]["rows"] == 20
+    assert changed == []
+    assert len([asked for asked in cluster.api.asked if asked.method == "GET"]) == 6 * len(FIGURES)
+
+
+async def test_pods_that_were_asked_whether_a_template_may_go_out_are_not_asked_once_more_for_the_figures(
+    cluster: Cluster,
+) -> None:
+    await in_order(cluster)
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource({**WITH_TOKEN, "image": NEW_IMAGE, "preflight": "Disabled"})
+    cluster.proxies.asked.clear()
+    await cluster.reconcile()
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+    assert len(cluster.proxies.asked) == 2

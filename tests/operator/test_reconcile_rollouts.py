@@ -6,6 +6,7 @@ from tests.operator.resources import IMAGE
 
 from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION
 from tinybird_proxy_operator.reconcile import SOON_S
+from tinybird_proxy_operator.upgrades import SOAK_S
 
 NEW_IMAGE = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.4"
 CHANGED = {"replicas": 2, "image": NEW_IMAGE, "preflight": "Disabled"}
@@ -59,6 +60,64 @@ async def test_the_annotation_lets_a_held_template_go_out(cluster: Cluster) -> N
     assert live_image(cluster) == NEW_IMAGE
 
 
+async def test_while_rows_wait_no_pod_is_taken_away_and_the_sentence_says_so(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource({**CHANGED, "replicas": 1})
+    await cluster.reconcile()
+    assert (live_image(cluster), live_replicas(cluster)) == (IMAGE, 2)
+    assert "followed upwards only" in cluster.message("Progressing")
+    cluster.resource({"replicas": 1})
+    assert await cluster.reconcile() == SOON_S
+    assert live_replicas(cluster) == 2
+    assert "No pod is taken away: 14 rows wait" in cluster.message("Progressing")
+    cluster.proxies.says.clear()
+    await cluster.reconcile()
+    assert live_replicas(cluster) == 1
+    assert cluster.condition("Progressing")[1] != "RolloutHeld"
+
+
+async def test_the_annotation_lets_pods_be_taken_away_with_their_rows(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource({"replicas": 1}, annotations={ROLL_ANNOTATION: "now"})
+    await cluster.reconcile()
+    assert live_replicas(cluster) == 1
+
+
+async def test_a_ready_pod_that_does_not_tell_holds_a_changed_template(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = {IPS[0]: {"nonsense": 1}, IPS[1]: report()}
+    cluster.resource({**CHANGED, "replicas": 1})
+    await cluster.reconcile()
+    assert (live_image(cluster), live_replicas(cluster)) == (IMAGE, 2)
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+    for word in ("events-1-0 it is not known", f"{ROLL_ANNOTATION}=now", "followed upwards only"):
+        assert word in cluster.message("Progressing")
+    assert "events-1-1" not in cluster.message("Progressing")
+    cluster.proxies.says.clear()
+    await cluster.reconcile()
+    assert (live_image(cluster), live_replicas(cluster)) == (NEW_IMAGE, 1)
+
+
+async def test_pods_that_do_not_tell_are_no_reason_against_a_scale_down_alone(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = {ip: {"nonsense": 1} for ip in IPS}
+    cluster.resource({"replicas": 1})
+    await cluster.reconcile()
+    assert live_replicas(cluster) == 1
+
+
+async def test_a_pod_that_is_not_ready_holds_nothing_for_it_may_be_what_the_change_repairs(cluster: Cluster) -> None:
+    await cluster.installed()
+    pod = cluster.api.get("Pod", "events-1-0")
+    cluster.api.put({**pod, "status": {**pod["status"], "conditions": []}})
+    cluster.proxies.says = {IPS[0]: {"nonsense": 1}, IPS[1]: report()}
+    cluster.resource(CHANGED)
+    await cluster.reconcile()
+    assert live_image(cluster) == NEW_IMAGE
+
+
 async def test_a_changed_default_image_rolls_so_many_resources_at_a_time(cluster: Cluster) -> None:
     for name, ip in (("events", 0), ("orders", 1)):
         cluster.resource({"replicas": 1, "preflight": "Disabled"}, name=name)
@@ -72,6 +131,7 @@ async def test_a_changed_default_image_rolls_so_many_resources_at_a_time(cluster
     assert "shop/events" in cluster.message("Progressing", "orders")
     cluster.roll_out("events", pods=1)
     await cluster.reconcile("events")
+    cluster.clock.seconds += SOAK_S
     await cluster.reconcile("orders")
     assert live_image(cluster, "orders") == NEW_IMAGE
 

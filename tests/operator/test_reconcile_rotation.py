@@ -3,10 +3,12 @@
 import base64
 from typing import Any
 
+import pytest
 from tests.operator.clusters import IPS, Cluster, report
 from tests.operator.resources import OWN_TOKEN
 
 from tinybird_proxy.config import token_hash
+from tinybird_proxy_operator.errors import KubeError
 from tinybird_proxy_operator.names import KIND
 from tinybird_proxy_operator.reconcile import FIGURES_S
 from tinybird_proxy_operator.rotation import PODS_AGAIN_S, ROTATE_ANNOTATION
@@ -195,3 +197,55 @@ async def test_a_retained_secret_outlives_its_resource_and_a_new_one_uses_it(clu
     assert data(cluster)["token"] == old
     cluster.api.remove(KIND, "events")
     assert cluster.api.names("Secret") == ["tinybird"]
+
+
+async def test_while_the_deployment_is_new_and_its_pods_are_not_known_apps_keep_their_token(cluster: Cluster) -> None:
+    old = await installed(cluster)
+    ask(cluster, "June")
+    await cluster.reconcile()
+    sets = cluster.api.get("ReplicaSet", "events-1")
+    sets["metadata"]["ownerReferences"] = []
+    cluster.api.put(sets)
+    cluster.api.remove("Deployment", "events")  # kubectl delete --cascade=orphan: its pods go on serving
+    await cluster.reconcile()
+    assert data(cluster)["token"] == old
+    assert "no pod yet that could be asked" in cluster.message("TokenValid")
+    deployment = cluster.api.get("Deployment", "events")
+    cluster.api.put({**deployment, "status": {"observedGeneration": deployment["metadata"]["generation"]}})
+    await cluster.reconcile()
+    assert data(cluster)["token"] == old
+    cluster.roll_out()
+    read_by(cluster, *IPS)
+    await cluster.reconcile()
+    assert data(cluster)["token"] != old
+
+
+async def test_without_a_wanted_pod_a_rotation_waits_for_none(cluster: Cluster) -> None:
+    spec = {**SPEC, "replicas": 0}
+    cluster.secret()
+    await cluster.installed(spec, pods=0)
+    old = data(cluster)["token"]
+    ask(cluster, "June", spec)
+    for _ in range(2):
+        await cluster.reconcile()
+    assert data(cluster)["token"] != old
+
+
+async def test_a_broken_webhook_of_the_ingress_keeps_neither_rotation_nor_figures_waiting(cluster: Cluster) -> None:
+    spec = {**SPEC, "ingress": {"policy": "Managed", "host": "a.example.com"}}
+    old = await installed(cluster, spec)
+    ask(cluster, "June", spec)
+    await cluster.reconcile()
+    read_by(cluster, *IPS)
+    cluster.resource({**spec, "ingress": {"policy": "Managed", "host": "b.example.com"}})
+    said = 'failed calling webhook "validate.nginx.ingress.kubernetes.io"'
+    cluster.api.fail(500, method="PATCH", path="/ingresses", times=100, message=said)
+    cluster.proxies.says[IPS[0]]["buffer"]["rows"] = 900
+    try:
+        await cluster.reconcile()
+    except KubeError as error:
+        pytest.fail(f"the whole look failed: {error}")
+    assert data(cluster)["token"] != old
+    assert cluster.status()["buffer"]["rows"] == 900
+    assert cluster.condition("Degraded") == ("True", "ApplyRefused")
+    assert said in cluster.message("Degraded")

@@ -120,6 +120,20 @@ async def test_only_the_watched_namespaces_are_looked_at(api: FakeApi, run: Run)
     assert not [asked for asked in api.asked if asked.path.endswith("/v1alpha1/tinybirdproxies")]
 
 
+async def test_a_watched_namespace_that_is_gone_keeps_nothing_back(api: FakeApi, run: Run) -> None:
+    proxy(api, "events", "team-b")
+    api.fail(403, path="/namespaces/team-a/", times=9)
+    assert await run(WATCH_NAMESPACES="team-a,team-b") == []
+    assert run.finalizers("events", "team-b") == []
+    assert [text for text in run.said if text.startswith("Namespace team-a was passed over, and should be gone: ")]
+
+
+async def test_what_may_not_be_read_at_all_is_told(api: FakeApi, run: Run) -> None:
+    api.fail(403, path="/tinybirdproxies", times=9)
+    [problem] = await run()
+    assert problem.startswith("Nothing was released: ")
+
+
 async def test_without_an_operator_a_crd_or_a_resource_it_is_done_at_once(api: FakeApi, run: Run) -> None:
     assert await run() == []
     del api.kinds[KIND]

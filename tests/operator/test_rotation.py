@@ -103,6 +103,15 @@ def test_without_a_pod_there_is_nobody_to_wait_for() -> None:
     assert after(look(begun(), pods={})) == overlapping()
 
 
+def test_while_it_is_not_known_which_pods_there_are_apps_keep_what_they_have() -> None:
+    given: dict[str, Any] = {"overlap_s": DAY_S, "fresh_token": "t3", "now": EPOCH, "asked": "a"}
+    waiting = step(NAME, begun(), pods=None, **given)
+    assert (waiting.content, waiting.again_s) == (None, PODS_AGAIN_S)
+    assert waiting.sentence is not None
+    assert "there is no pod yet that could be asked" in waiting.sentence
+    assert step(NAME, fresh(), pods=None, **{**given, "fresh_token": "t2"}).content == begun()
+
+
 def test_at_the_end_of_the_overlap_the_old_token_goes_and_not_before() -> None:
     assert look(overlapping(), at_s=DAY_S - 1) == Step(again_s=1.0, sentence=look(overlapping()).sentence)
     taken = look(overlapping(), at_s=DAY_S)

@@ -7,6 +7,7 @@ from tests.operator.resources import OWN_TOKEN, resource
 
 from tinybird_proxy_operator.names import Reason
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, ProxyReport, Workload
+from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.status import MESSAGE_MAX_CHARS, differs, make_status, two_digits
 
 NOW, BEFORE = "2026-01-01T00:00:10Z", "2026-01-01T00:00:00Z"
@@ -97,6 +98,10 @@ def test_ready(facts: dict[str, Any], status: str, reason: str, message: str) ->
     [
         ({}, "False", "UpToDate"),
         ({"held": "It waits."}, "False", "RolloutHeld"),
+        ({"queued": "It waits."}, "False", "RolloutHeld"),
+        ({"queued": "It waits.", "workload": workload(updated=0)}, "True", "RollingOut"),
+        ({"queued": "It waits.", "workload": workload(failed="late")}, "False", "RolloutFailed"),
+        ({"preflight": Decision(step=Step.FAILED), "queued": "It waits."}, "False", "PreflightFailed"),
         ({"workload": None}, "False", "NotReady"),
         ({"workload": workload(failed="late")}, "False", "RolloutFailed"),
         ({"workload": workload(updated=0)}, "True", "RollingOut"),
@@ -107,6 +112,12 @@ def test_ready(facts: dict[str, Any], status: str, reason: str, message: str) ->
 )
 def test_progressing(facts: dict[str, Any], status: str, reason: str) -> None:
     assert condition(observed(**facts), "Progressing")[:2] == (status, reason)
+
+
+@pytest.mark.parametrize("moving", [{"updated": 0}, {"generation_seen": False}])
+def test_while_pods_are_replaced_it_is_told_too_what_waits_for_others(moving: dict[str, Any]) -> None:
+    facts = observed(queued="It waits.", workload=workload(**moving))
+    assert condition(facts, "Progressing")[2].endswith(" It waits.")
 
 
 def test_of_a_change_that_kubernetes_has_not_seen_no_pods_are_counted() -> None:
@@ -124,6 +135,7 @@ def test_pods_that_run_the_template_are_not_those_that_are_available() -> None:
     [
         ({}, "Everything that the resource asks is applied."),
         ({"held": "It waits."}, "Everything that the resource asks is applied, but what is held back."),
+        ({"queued": "It waits."}, "Everything that the resource asks is applied, but what is held back."),
         ({"managed": False}, "managementState is Unmanaged: the operator does not compare."),
     ],
 )

@@ -67,10 +67,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, list, watch, patch]
 - apiGroups: [tinybird-proxy.io]
   resources: [tinybirdproxies/status]
-  verbs: [patch, update]
+  verbs: [patch]
 - apiGroups: [tinybird-proxy.io]
   resources: [tinybirdproxies/scale]
-  verbs: [get, patch]
+  verbs: [patch]
 # Where the API server asks for it (OpenShift): children name their TinybirdProxy with blockOwnerDeletion.
 - apiGroups: [tinybird-proxy.io]
   resources: [tinybirdproxies/finalizers]
@@ -80,7 +80,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [replicasets]
-  verbs: [get, list, watch]
+  verbs: [list]
 # A changed URL or image is tried by a Job before it goes out.
 - apiGroups: [batch]
   resources: [jobs]
@@ -101,7 +101,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # Created only if absent, never deleted; patched: only the client Secrets that it made, when their token is rotated.
 - apiGroups: [""]
   resources: [secrets]
