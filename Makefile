@@ -20,7 +20,7 @@ CONFORMANCE := tests/proxy/conformance
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(DEMO_VENV)/.project ## see the proxy at work against an emulated Tinybird (DEMO_SECONDS=n stops by itself)
@@ -57,6 +57,14 @@ lock: $(UV) ## write locks/ from pyproject.toml (UPGRADE=--upgrade: newest versi
 bench: $(VENV)/.project ## measure throughput and latency
 	@if [ -x tests/bench/run ]; then PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/bench/run; \
 	else echo "make bench: tests/bench/run is not here" >&2; exit 1; fi
+
+# With the chart's own times for the Lease, not those of the tests. A short one:
+# BENCH_OPTIONS="--resources 20 --with-pods 1 --idle-seconds 30"
+.PHONY: bench-operator
+bench-operator: $(VENV)/.project ## measure the operator with 200 resources on a real Kubernetes, as root
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" COMMAND=tests/e2e/bench_operator \
+	HELM_OPTIONS="--set lease.durationSeconds=15,lease.renewDeadlineSeconds=10,lease.retryPeriodSeconds=2" \
+	tests/e2e/run $(BENCH_OPTIONS)
 
 # buildah needs no daemon. BASE=... builds on another image than the Dockerfile's own.
 .PHONY: image

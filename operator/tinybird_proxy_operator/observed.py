@@ -40,6 +40,7 @@ class ProxyReport:
     clients_hash: str | None = None
     draining: bool = False
     dead_letter_rows: int = 0
+    uptime_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class PodFacts:
 
     ``placed``: it is on a node, so it may have read its Secrets.
     ``running``: there is a process in it that could hold rows, as far as its node says.
+    ``lost_rows``: what the process that ran out of memory held at the last look; None if that is not known.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PodFacts:
     report: ProxyReport | None
     placed: bool = True
     running: bool = True
+    lost_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,7 @@ class _Status(msgspec.Struct):
     buffer: _Buffer
     tokens: _Tokens
     destinations: list[_Destination]
+    uptime_s: float | None = None
     drain: _Drain = msgspec.field(default_factory=lambda: _Drain(draining=False))
     dead_letters: _DeadLetters = msgspec.field(default_factory=lambda: _DeadLetters(rows=0))
 
@@ -170,6 +174,7 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         clients_hash=None if said.tokens.clients is None else said.tokens.clients.hash,
         draining=said.drain.draining,
         dead_letter_rows=said.dead_letters.rows,
+        uptime_s=said.uptime_s,
     )
 
 

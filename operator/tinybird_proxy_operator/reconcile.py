@@ -23,6 +23,7 @@ from tinybird_proxy_operator.credentials import (
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.names import KIND, Reason, client_secret
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, read_workload
@@ -32,7 +33,7 @@ from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.rollouts import Rollouts, Verdict
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy, parse
-from tinybird_proxy_operator.status import differs, make_status
+from tinybird_proxy_operator.status import differs, make_status, out_of_memory
 from tinybird_proxy_operator.workloads import read_pods
 
 # How soon to look again: while something is on its way, and for the figures of the pods.
@@ -77,6 +78,7 @@ class Reconciler:
     _applied: dict[Key, dict[str, str]] = field(default_factory=dict)
     _changed: set[Key] = field(default_factory=set)
     _in_order: dict[Key, tuple[_Asked, bool]] = field(default_factory=dict)  # what is all applied; or but an upgrade
+    _held: dict[Key, dict[str, Held]] = field(default_factory=dict)
     _ending: dict[Key, str] = field(default_factory=dict)  # uid of a resource whose namespace is being deleted
 
     _rotations: Rotations = field(init=False)
@@ -141,6 +143,7 @@ class Reconciler:
         self._changed.discard(key)
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
+        self._held.pop(key, None)
         self._rotations.forget(key)
         self._rollouts.forget(key)
         self.deletions.forget(key)
@@ -321,10 +324,13 @@ class Reconciler:
         ref = proxy.spec.tinybird.token_secret_ref
         if ours is not None and pods is None:
             pods = await read_pods(self.kube, self.pods, proxy, ours)
+        key = Key(proxy.namespace, proxy.name)
+        self._held[key] = known = remember(self._held.get(key, {}), pods or (), self.now())
+        pods = with_lost_rows(known, pods or ())
         return Observed(
             wanted_replicas=proxy.spec.replicas,
             workload=None if ours is None else read_workload(ours),
-            pods=pods if ours is not None and pods is not None else [],
+            pods=pods if ours is not None else [],
             problems=problems,
             held=None,
             uses_own_token=ref is not None,
@@ -360,6 +366,9 @@ class Reconciler:
         for condition in status["conditions"]:
             if condition["type"] == "TokenValid" and condition["status"] == "False" and not observed.problems:
                 await self.events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
+        for pod in observed.pods:
+            if text := out_of_memory([pod]):
+                await self.events.tell(proxy, Reason.OUT_OF_MEMORY, text, warning=True, about=pod.name)
         workload = observed.workload
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED

@@ -11,6 +11,7 @@ from tinybird_proxy_operator.spec import Proxy
 
 FILLING_RATIO = 0.8
 MESSAGE_MAX_CHARS = 1000
+_LAST_LOOK = "at the last look"
 _CHANGE_NOT_SEEN = "Kubernetes has not taken up the last change yet."
 _Judged = tuple[str, Reason, str]  # status, reason, message
 
@@ -192,12 +193,7 @@ def _token_valid(observed: Observed) -> _Judged:
 
 
 def _buffer_healthy(observed: Observed) -> _Judged:
-    killed = [pod.name for pod in observed.pods if pod.out_of_memory]
-    if killed:
-        text = (
-            f"{_some(killed)} ran out of memory: what was in the buffer then is lost."
-            " Raise pod.resources.limits.memory."
-        )
+    if text := out_of_memory(observed.pods):
         return "False", Reason.OUT_OF_MEMORY, text
     reports = [pod.report for pod in observed.pods if pod.report is not None]
     if not reports:
@@ -217,6 +213,17 @@ def _buffer_healthy(observed: Observed) -> _Judged:
     return "True", Reason.HEALTHY, f"{text} {silent} of {len(observed.pods)} pods do not answer." if silent else text
 
 
+def out_of_memory(pods: Sequence[PodFacts]) -> str:
+    """What is told of pods that ran out of memory; empty if there are none."""
+    killed = [pod for pod in pods if pod.out_of_memory]
+    if not killed:
+        return ""
+    known = [pod.lost_rows for pod in killed if pod.lost_rows is not None]
+    held = f", {sum(known):,} rows {_LAST_LOOK}" if known else ""
+    names = _some([pod.name for pod in killed])
+    return f"{names} ran out of memory: what was in the buffer then is lost{held}. Raise pod.resources.limits.memory."
+
+
 def _no_answer(pods: Sequence[PodFacts]) -> str:
     return "No pod answers." if pods else "There are no pods."
 
@@ -230,6 +237,8 @@ def _condition(
 ) -> dict[str, Any]:
     status, reason, message = judged
     before: Mapping[str, Any] = next((found for found in old.get("conditions", []) if found.get("type") == kind), {})
+    if reason is Reason.OUT_OF_MEMORY and _LAST_LOOK not in message and before.get("reason") == reason:
+        message = before["message"]  # another process of the operator knew how many rows it was
     return {
         "type": str(kind),
         "status": status,

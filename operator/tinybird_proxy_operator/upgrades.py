@@ -93,7 +93,8 @@ class Upgrades:
     def claim(self, name: str, now: float) -> str | None:
         """Give ``name`` a turn; or why it must wait."""
         why = self.why_not(name, now)
-        if why is None and not self._has_turn(name, now):
+        # One that has settled begins anew: something else goes out to it.
+        if why is None and (not self._has_turn(name, now) or self._parts[name].stage is Stage.SETTLED):
             self._parts[name] = _Part(Stage.TRYING)
         return why
 

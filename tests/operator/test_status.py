@@ -254,6 +254,21 @@ def test_buffer_healthy(facts: dict[str, Any], status: str, reason: str) -> None
     assert condition(observed(**facts), "BufferHealthy")[:2] == (status, reason)
 
 
+def test_what_a_pod_held_when_it_ran_out_of_memory_is_told_and_stays_told() -> None:
+    known = observed(pods=[pod(out_of_memory=True, lost_rows=1200)])
+    message = condition(known, "BufferHealthy")[2]
+    assert message == (
+        "p-1 ran out of memory: what was in the buffer then is lost, 1,200 rows at the last look."
+        " Raise pod.resources.limits.memory."
+    )
+    # The next process of the operator knows nothing of that.
+    unknown = observed(pods=[pod(out_of_memory=True)])
+    assert "rows" not in condition(unknown, "BufferHealthy")[2]
+    after = status(unknown, status(known))
+    [healthy] = [found for found in after["conditions"] if found["type"] == "BufferHealthy"]
+    assert healthy["message"] == message
+
+
 def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
     pods = [pod(), pod(report=said(stuck_rows=12_345, stuck=["clicks: It is down."]))]
     _, _, message = condition(observed(pods=pods), "BufferHealthy")

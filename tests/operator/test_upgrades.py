@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybird_proxy_operator.names import MADE_FOR_ANNOTATION, ROLL_ANNOTATION, UPGRADED_ANNOTATION
@@ -134,6 +134,7 @@ def test_many_are_not_all_named() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 5), st.floats(0, 40))), st.integers(1, 3))
+@example(steps=[("d", 0, 0.0), ("d", 3, 0.0), ("d", 0, 0.0), ("a", 0, SOAK_S)], at_a_time=1)
 def test_at_no_time_do_more_have_a_turn_than_may(steps: list[tuple[str, int, float]], at_a_time: int) -> None:
     found, now = upgrades(at_a_time), 0.0
     out: dict[str, Workload | None] = {}

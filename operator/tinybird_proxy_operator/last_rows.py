@@ -1,0 +1,46 @@
+"""What each pod held when it was last asked, so that it can be told of a process that is no more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tinybird_proxy_operator.observed import PodFacts
+
+# Two answers are of one process if it began at the same time, within what a request may take.
+_SAME_START_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows of the process that answered last, when that began, and rows of the one before it at its last answer."""
+
+    began_at: float
+    rows: int
+    before: int | None = None
+
+
+def remember(known: Mapping[str, Held], pods: Sequence[PodFacts], now: float) -> dict[str, Held]:
+    """What is known after ``pods`` were asked at ``now``, a clock's seconds; by the name of the pod."""
+    found = {}
+    for pod in pods:
+        held, report = known.get(pod.name), pod.report
+        if report is not None and report.uptime_s is not None:
+            began_at = now - report.uptime_s
+            is_another = held is not None and began_at - held.began_at > _SAME_START_S
+            before = held.rows if held is not None and is_another else held.before if held is not None else None
+            found[pod.name] = Held(
+                held.began_at if held is not None and not is_another else began_at, report.rows, before
+            )
+        elif held is not None:
+            found[pod.name] = held
+    return found
+
+
+def with_lost_rows(known: Mapping[str, Held], pods: Sequence[PodFacts]) -> list[PodFacts]:
+    """The pods, those that ran out of memory with what they held then. ``known``: with their last answers."""
+    return [replace(pod, lost_rows=_lost(known.get(pod.name), pod)) if pod.out_of_memory else pod for pod in pods]
+
+
+def _lost(held: Held | None, pod: PodFacts) -> int | None:
+    if held is None:
+        return None
+    return held.rows if pod.report is None else held.before
