@@ -24,7 +24,8 @@ class Problem:
 class ProxyReport:
     """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows.
 
-    ``clients_hash``: of the list of client tokens that it accepts.
+    ``clients_hash``: of the list of client tokens that it accepts. ``next_token_hash``: of a changed token for
+    Tinybird that it tries with its next rows.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class ProxyReport:
     draining: bool = False
     dead_letter_rows: int = 0
     uptime_s: float | None = None
+    next_token_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,7 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         draining=said.drain.draining,
         dead_letter_rows=said.dead_letters.rows,
         uptime_s=said.uptime_s,
+        next_token_hash=None if candidate is None or candidate.rejected else candidate.hash,
     )
 
 

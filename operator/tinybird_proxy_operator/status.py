@@ -50,7 +50,7 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             if pod.report is not None and pod.report.draining
         ]
     if observed.uses_own_token and observed.expected_token_hash is not None:
-        current = [report.token_hash == observed.expected_token_hash for report in reports]
+        current = [observed.expected_token_hash in (report.token_hash, report.next_token_hash) for report in reports]
         status["token"] = {
             "expectedHash": observed.expected_token_hash,
             "podsCurrent": sum(current),

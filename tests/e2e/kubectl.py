@@ -24,7 +24,7 @@ OPERATOR_VALUES: Final = ("--values", str(HERE / "operator-values.yaml"))
 TINYBIRD_TOKEN: Final = "p.admin"
 SECOND_TINYBIRD_TOKEN: Final = "p.second"
 # Elsewhere than in tests/cluster kubelet may look at mounted Secrets once a minute only.
-SECRET_TIMEOUT_S: Final = 130
+SECRET_TIMEOUT_S: Final = 90
 _CLIENT: Final = (HERE / "client.py").read_text()
 _COMMAND_TIMEOUT_S: Final = 90
 _T = TypeVar("_T")

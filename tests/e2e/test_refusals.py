@@ -60,14 +60,14 @@ def test_a_resource_that_names_what_it_may_not_gets_nothing_but_a_sentence(names
 def test_a_running_proxy_that_is_changed_to_what_it_may_not_name_goes_on_as_it_was(namespace: Namespace) -> None:
     namespace.apply(token_secret(), _unlabelled("theirs"), namespace.forwarding_to_tinybird())
     namespace.wait_ready()
-    pods, before = namespace.pods(), namespace.get("deployment", "events")["metadata"]["generation"]
+    pods, before = namespace.pods(), namespace.get("deployment", "events")["spec"]
     for name, (spec, reason, words) in REFUSALS.items():
         namespace.apply(_named(namespace, "events", spec))
         message = namespace.until_condition("Degraded", "True", reason)
         assert [word for word in words if word not in message] == [], message
         namespace.post(name)
         namespace.until_arrived(name)
-    assert namespace.get("deployment", "events")["metadata"]["generation"] == before
+    assert namespace.get("deployment", "events")["spec"] == before
     namespace.apply(namespace.forwarding_to_tinybird())
     namespace.until_condition("Degraded", "False", "AsExpected")
     namespace.until_condition("Ready", "True", "Ready")
@@ -78,6 +78,6 @@ def test_a_running_proxy_that_is_changed_to_what_it_may_not_name_goes_on_as_it_w
     namespace.until_arrived("unlabelled")
     namespace.kubectl("label", "secret", "tinybird", f"{USE_LABEL}=token")
     namespace.until_condition("Degraded", "False", "AsExpected")
-    assert namespace.get("deployment", "events")["metadata"]["generation"] == before
+    assert namespace.get("deployment", "events")["spec"] == before
     assert namespace.pods() == pods
     assert namespace.restarts() == 0

@@ -311,6 +311,16 @@ def test_the_buffer_is_the_sum_of_the_pods_and_the_age_of_the_oldest_row() -> No
     assert found["selector"].endswith(",!tinybird-proxy.io/draining")
 
 
+def test_a_pod_that_has_read_the_token_and_sent_nothing_since_counts_and_one_that_was_refused_does_not() -> None:
+    reports = [
+        said(token_hash="aa"),
+        said(token_hash="old", next_token_hash="aa"),
+        said(token_hash="old", candidate_rejected=True),
+    ]
+    found = status(observed(pods=[pod(f"p-{number}", report=report) for number, report in enumerate(reports)]))
+    assert (found["token"]["podsCurrent"], found["token"]["podsTotal"]) == (2, 3)
+
+
 def test_there_is_no_token_where_the_secret_cannot_be_read_or_is_not_used() -> None:
     assert "token" not in status(observed(expected_token_hash=None))
     assert "token" not in status(observed(uses_own_token=False))
