@@ -36,6 +36,8 @@ from tinybird_proxy_operator.settings import OperatorSettings, from_env
 WORKERS = 4
 # Its calls have time limits of their own; this one keeps a key from holding a worker for ever.
 RECONCILE_TIMEOUT_S = 240.0
+# So long the watches may take to end.
+WATCHES_STOP_S = 8.0
 # Exit statuses: the watches ended by themselves, the settings are wrong, and somebody else may lead.
 WATCHES_ENDED_STATUS = 1
 CONFIGURATION_STATUS = 2
@@ -74,7 +76,14 @@ def run_operator() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    sys.exit(asyncio.run(run(settings)))
+    sys.exit(asyncio.run(_run_and_leave(settings)))
+
+
+async def _run_and_leave(settings: OperatorSettings) -> int:
+    status = await run(settings)
+    if status == WATCHES_ENDED_STATUS:
+        os._exit(status)  # what is left of the watches might keep the loop from ending
+    return status
 
 
 async def run(settings: OperatorSettings) -> int:
@@ -271,7 +280,15 @@ async def watch(watches: handlers.Watches, meters: Meters, settings: OperatorSet
             ready_flag=ready,
         )
         stop_on_signals(stop)  # kopf has just taken them for itself, and would not say that it ended with one
-        await kopf.run_tasks(tasks, ignored=before)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("the watches failed", exc_info=error)
+        # kopf cancels the others and waits for all, which some watches that broke never let it see the end of.
+        ending = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=before))
+        await asyncio.wait({ending}, timeout=WATCHES_STOP_S)
+        if ending.done() and not ending.cancelled():
+            ending.exception()  # it has been told
     except Exception:  # noqa: BLE001 - whatever it is, the caller sees that they ended
         _log.exception("the watches failed")
     finally:

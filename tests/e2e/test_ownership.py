@@ -71,12 +71,20 @@ def test_what_somebody_changes_or_deletes_is_put_right_and_the_clients_token_sta
 
 def test_a_field_that_is_no_longer_asked_for_goes(namespace: Namespace) -> None:
     service = {"annotations": {"example.com/internal": "true"}}
-    namespace.apply(token_secret(), namespace.forwarding_to_tinybird(service=service))
+    ingress = {"policy": "Managed", "host": "events.example.com"}
+    namespace.apply(token_secret(), namespace.forwarding_to_tinybird(service=service, ingress=ingress))
     namespace.wait_ready()
+    assert namespace.find("ingress")
     assert namespace.get("service", "events")["metadata"]["annotations"] == service["annotations"]
     namespace.apply(namespace.forwarding_to_tinybird(podDisruptionBudget={"policy": "None"}))
     until("no annotation", lambda: not namespace.get("service", "events")["metadata"].get("annotations"))
     until("no budget", lambda: not namespace.find("poddisruptionbudget"))
+    until("no Ingress", lambda: not namespace.find("ingress"))
+    namespace.apply(
+        namespace.forwarding_to_tinybird(service={"policy": "None"}, networkPolicy={"policy": "None"}),
+    )
+    until("no Service", lambda: [each["metadata"]["name"] for each in namespace.find("service")] == ["tinybird"])
+    until("no NetworkPolicy", lambda: not namespace.find("networkpolicy"))
 
 
 def test_what_a_resource_made_goes_with_it(namespace: Namespace) -> None:

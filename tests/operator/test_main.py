@@ -5,7 +5,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -222,12 +223,10 @@ async def test_watches_that_fail_end_it_with_an_error(api: FakeApi, tmp_path: Pa
 async def test_watches_that_end_quietly_end_it_with_an_error(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def nothing(tasks: Collection[asyncio.Task[None]], **_: Any) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+    async def nothing(**_: Any) -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(asyncio.sleep(0))]
 
-    monkeypatch.setattr(kopf, "run_tasks", nothing)
+    monkeypatch.setattr(kopf, "spawn_tasks", nothing)
     env = connected(api, tmp_path)
     monkeypatch.setenv("KUBECONFIG", env["KUBECONFIG"])
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -235,6 +234,36 @@ async def test_watches_that_end_quietly_end_it_with_an_error(
     assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
         "the watches ended by themselves: the operator would notice nothing more, and exits to be started again"
     ]
+
+
+async def test_watches_that_break_and_do_not_end_do_not_keep_it(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = asyncio.Event()
+
+    async def breaks() -> None:
+        raise RuntimeError("a watch broke")
+
+    async def stays() -> None:
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await over.wait()
+
+    async def spawned(**_: Any) -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(breaks()), asyncio.create_task(stays())]
+
+    monkeypatch.setattr(kopf, "spawn_tasks", spawned)
+    monkeypatch.setattr(main_module, "WATCHES_STOP_S", 0.2)
+    env = connected(api, tmp_path)
+    monkeypatch.setenv("KUBECONFIG", env["KUBECONFIG"])
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    try:
+        async with asyncio.timeout(30):
+            assert await main_module.run(from_env(env)) == main_module.WATCHES_ENDED_STATUS
+    finally:
+        over.set()
+    assert "the watches failed" in [record.message for record in caplog.records]
+    assert api.get("Lease", FIELD_MANAGER, OPERATOR_ENV["POD_NAMESPACE"])["spec"]["holderIdentity"] == ""
 
 
 async def test_wrong_settings_end_it_at_once_with_every_problem() -> None:

@@ -221,7 +221,7 @@ async def test_changed_client_tokens_are_in_force_for_the_next_request(tmp_path:
             while await status("second") != 202:
                 pass
         assert [await status("first"), await status("both"), await status("both", "clicks")] == [403, 403, 202]
-        assert _own(world)["clients"] == {"entries": 2}
+        assert _own(world)["clients"]["entries"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "first allow=", "first and=more", None])
