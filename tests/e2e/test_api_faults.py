@@ -71,8 +71,8 @@ def test_through_429_410_resets_and_5xx_it_does_its_work_and_rolls_nothing(
     assert namespace.pods() == pods
     assert namespace.client_token() == token
     namespace.patch("tinybirdproxy", "events", {"spec": {"service": {"port": 80}}})
-    until("the usual port", lambda: namespace.get("service", "events")["spec"]["ports"][0]["port"] == 80)
-    namespace.post("after", token=token)
+    url = namespace.service_url()
+    until("a way in", lambda: namespace.client("post", url, token, "after") == [202], timeout_s=40)
     namespace.until_arrived("after")
 
 
