@@ -31,6 +31,8 @@ def _without_status(found: dict[str, Any]) -> dict[str, Any]:
 )
 def test_somebody_elses_object_of_a_childs_name_is_left_untouched(namespace: Namespace, kind: str, name: str) -> None:
     namespace.create(_stranger(kind, name))
+    if kind == "Deployment":  # its controller notes the revision on it first
+        until("its controller", lambda: namespace.get(kind, name).get("status", {}).get("observedGeneration"))
     before = _without_status(namespace.get(kind, name))
     namespace.apply(token_secret(), namespace.forwarding_to_tinybird())
     message = namespace.until_condition("Degraded", "True", "NameTaken")
