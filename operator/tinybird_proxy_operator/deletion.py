@@ -26,6 +26,7 @@ from tinybird_proxy_operator.names import (
     Reason,
     admin_secret,
     finalizer,
+    some,
 )
 from tinybird_proxy_operator.observed import Observed, PodFacts
 from tinybird_proxy_operator.pods import Pods
@@ -37,7 +38,6 @@ from tinybird_proxy_operator.status import two_digits
 DRAINING_S: Final = 1.0
 OVERDUE_S: Final = 5.0
 _TOLD_AT_ONCE: Final = 10
-_NAMED_MAX: Final = 3
 _log = logging.getLogger("tinybird_proxy_operator")
 _Verdict = tuple[str, Reason, str]  # status, reason, message
 _Farewell = tuple[Reason, str]
@@ -239,7 +239,7 @@ class Deletions:
 
         told = list(await asyncio.gather(*map(tell, found)))
         deaf = [pod.name for pod in told if pod.report is not None and not pod.report.draining]
-        return told, f"{_some(deaf)} did not begin to drain with the token of Secret {secret}." if deaf else None
+        return told, f"{some(deaf)} did not begin to drain with the token of Secret {secret}." if deaf else None
 
     async def _admin_token(self, proxy: Proxy, secret: str) -> str | None:
         found = await self.kube.find("Secret", proxy.namespace, secret)
@@ -273,7 +273,7 @@ def _what_is_left(pods: Sequence[PodFacts], hindrance: str | None) -> str:
     rows, holders = sum(report.rows for report in answers), sum(report.rows > 0 for report in answers)
     sentences = [f"{_rows(rows)} left in {holders} pods." if rows else "No row is left in the pods that answer."]
     if silent:
-        sentences.append(f"{_some(silent)} did not answer: what is there is not known.")
+        sentences.append(f"{some(silent)} did not answer: what is there is not known.")
     if hindrance is not None:
         sentences.append(hindrance)
     sentences += [sentence for report in answers for sentence in report.stuck][:1]
@@ -289,8 +289,3 @@ def _letters(pods: Sequence[PodFacts]) -> str:
 
 def _rows(rows: int) -> str:
     return "1 row is" if rows == 1 else f"{two_digits(rows):,} rows are"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_MAX
-    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -19,8 +19,8 @@ import msgspec
 
 from tinybird_proxy.health import duration
 from tinybird_proxy_operator import manifests
-from tinybird_proxy_operator.children import controller_uid, is_ours
-from tinybird_proxy_operator.credentials import read_token
+from tinybird_proxy_operator.children import is_ours
+from tinybird_proxy_operator.credentials import generates_client_token, read_token
 from tinybird_proxy_operator.doctor import (
     Answer,
     Diagnosis,
@@ -35,10 +35,11 @@ from tinybird_proxy_operator.errors import KubeError, NotFound, SettingsError, S
 from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.manifests.secrets import is_retained_for
-from tinybird_proxy_operator.names import ADMIN_PORT, KIND, admin_secret, client_secret, selector_labels
-from tinybird_proxy_operator.pods import ANSWER_MAX_BYTES, ANSWER_TIMEOUT_S
+from tinybird_proxy_operator.names import ADMIN_PORT, KIND, admin_secret, client_secret
+from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
 from tinybird_proxy_operator.spec import Proxy, parse
+from tinybird_proxy_operator.workloads import pods_of
 
 PROBLEMS_STATUS: Final = 1
 UNREADABLE_STATUS: Final = 2
@@ -193,7 +194,7 @@ class Reader:
             return taken
         wanted = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in built]
         wanted += [("Secret", admin_secret(proxy.name))]
-        if proxy.spec.tinybird.token_secret_ref is not None and proxy.spec.clients.token_secret_ref is None:
+        if generates_client_token(proxy):
             wanted += [("Secret", client_secret(proxy.name))]
         for kind, name in wanted:
             if kind == "Deployment" or (kind == "PodMonitor" and not settings.pod_monitors):
@@ -204,15 +205,8 @@ class Reader:
         return taken
 
     async def _pods(self, proxy: Proxy, deployment: Object) -> list[PodSeen]:
-        """Our pods, by the chain of controllers and not by labels, and what each says."""
-        labels, uid = selector_labels(proxy.name), deployment["metadata"]["uid"]
-        sets = await self.kube.list("ReplicaSet", proxy.namespace, labels=labels)
-        ours = {found["metadata"]["uid"] for found in sets if controller_uid(found) == uid}
-        pods = [
-            PodSeen(pod=pod, answer=None)
-            for pod in await self.kube.list("Pod", proxy.namespace, labels=labels)
-            if controller_uid(pod) in ours
-        ]
+        """Our pods, and what each says."""
+        pods = [PodSeen(pod=pod, answer=None) for pod in await pods_of(self.kube, proxy, deployment)]
         limit = asyncio.Semaphore(_PODS_ASKED_AT_ONCE)
 
         async def ask(pod: PodSeen) -> PodSeen:
@@ -232,21 +226,7 @@ class Reader:
 
 async def answer_of(session: aiohttp.ClientSession, ip: str, *, port: int) -> Answer | None:
     """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
-    host = f"[{ip}]" if ":" in ip else ip
-    url, timeout = f"http://{host}:{port}/status", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    body = bytearray()
-    try:
-        # A redirect would lead to wherever a pod likes.
-        async with session.get(url, timeout=timeout, allow_redirects=False) as response:
-            if response.status != 200:
-                return None
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > ANSWER_MAX_BYTES:
-                    return None
-        return read_answer(body)
-    except (aiohttp.ClientError, OSError, msgspec.DecodeError):
-        return None
+    return await Pods(session, port=port).status(ip, read_answer)
 
 
 def _warnings(pod: PodSeen, events: Sequence[Mapping[str, Any]]) -> list[str]:

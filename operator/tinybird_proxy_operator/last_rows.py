@@ -25,11 +25,12 @@ def remember(known: Mapping[str, Held], pods: Sequence[PodFacts], now: float) ->
         held, report = known.get(pod.name), pod.report
         if report is not None and report.uptime_s is not None:
             began_at = now - report.uptime_s
-            is_another = held is not None and began_at - held.began_at > _SAME_START_S
-            before = held.rows if held is not None and is_another else held.before if held is not None else None
-            found[pod.name] = Held(
-                held.began_at if held is not None and not is_another else began_at, report.rows, before
-            )
+            if held is None:
+                found[pod.name] = Held(began_at, report.rows)
+            elif began_at - held.began_at > _SAME_START_S:
+                found[pod.name] = Held(began_at, report.rows, before=held.rows)
+            else:
+                found[pod.name] = replace(held, rows=report.rows)
         elif held is not None:
             found[pod.name] = held
     return found

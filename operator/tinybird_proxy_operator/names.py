@@ -1,5 +1,6 @@
 """Names that the operator, its charts and its tests share: API, labels, annotations, children, conditions. Pure."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -58,6 +59,12 @@ def admin_secret(name: str) -> str:
 def finalizer(controller_class: str) -> str:
     """What keeps a resource until it is drained. Each class has its own, so that no operator releases another's."""
     return f"{controller_class}.{GROUP}/drain" if controller_class else f"{GROUP}/drain"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three, and how many more there are, for sentences."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def selector_labels(name: str) -> dict[str, str]:

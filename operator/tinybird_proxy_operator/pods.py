@@ -25,7 +25,11 @@ class Pods:
 
     async def report(self, ip: str) -> ProxyReport | None:
         """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
-        return await self._ask("GET", ip, "/status", read_report)
+        return await self.status(ip, read_report)
+
+    async def status(self, ip: str, read: Callable[[bytearray], _Answer]) -> _Answer | None:
+        """The same, as ``read`` makes it of the body; it raises ``msgspec.DecodeError`` if that is no proxy's."""
+        return await self._ask("GET", ip, "/status", read)
 
     async def begin_drain(self, ip: str, token: str) -> int | None:
         """Have the proxy at ``ip`` refuse what is new and deliver the rest. Rows that it has left; None if it did not.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinybird_proxy_operator.names import ConditionType, Reason, status_selector
+from tinybird_proxy_operator.names import ConditionType, Reason, some, status_selector
 from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
@@ -170,16 +170,16 @@ def _token_valid(observed: Observed) -> _Judged:
     reports = [(pod.name, pod.report) for pod in observed.pods if pod.report is not None]
     rejected = [name for name, report in reports if report.candidate_rejected]
     if rejected:
-        text = f"Tinybird refuses the changed token of {secret} ({_some(rejected)}); the one before it stays in use."
+        text = f"Tinybird refuses the changed token of {secret} ({some(rejected)}); the one before it stays in use."
         return "False", Reason.CANDIDATE_REJECTED, text
     expected = observed.expected_token_hash
     denied = {name: report.token_hash for name, report in reports if report.token_denied}
     if denied and (expected is None or expected in denied.values()):
         pods = [name for name, used in denied.items() if used == (expected or used)]
-        text = f"Tinybird refuses the token of {secret} ({_some(pods)}): rows are kept. Put the right token there."
+        text = f"Tinybird refuses the token of {secret} ({some(pods)}): rows are kept. Put the right token there."
         return "False", Reason.REJECTED, text
     if denied:
-        text = f"Tinybird refuses the token that is used by {_some(list(denied))}: rows are kept."
+        text = f"Tinybird refuses the token that is used by {some(list(denied))}: rows are kept."
         return "False", Reason.REJECTED, f"{text} They have not read the one that is in {secret} now."
     accepted = {report.token_hash for _, report in reports if report.token_accepted}
     if accepted and (expected is None or expected in accepted):
@@ -220,16 +220,12 @@ def out_of_memory(pods: Sequence[PodFacts]) -> str:
         return ""
     known = [pod.lost_rows for pod in killed if pod.lost_rows is not None]
     held = f", {sum(known):,} rows {_LAST_LOOK}" if known else ""
-    names = _some([pod.name for pod in killed])
+    names = some([pod.name for pod in killed])
     return f"{names} ran out of memory: what was in the buffer then is lost{held}. Raise pod.resources.limits.memory."
 
 
 def _no_answer(pods: Sequence[PodFacts]) -> str:
     return "No pod answers." if pods else "There are no pods."
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _condition(

@@ -21,12 +21,11 @@ from typing import Any, Final
 
 import msgspec
 
-from tinybird_proxy_operator.names import MADE_FOR_ANNOTATION, ROLL_ANNOTATION, UPGRADED_ANNOTATION
+from tinybird_proxy_operator.names import MADE_FOR_ANNOTATION, ROLL_ANNOTATION, UPGRADED_ANNOTATION, some
 from tinybird_proxy_operator.observed import PodFacts, Workload
 
 # Pods that start may fail a moment later, of the very thing that is new in them.
 SOAK_S: Final = 30.0
-_NAMED_MAX: Final = 3
 _AT_ONCE: Final = f"the annotation {ROLL_ANNOTATION}=now"
 _MEANWHILE: Final = " What is changed in this resource goes out meanwhile, with the image that it has."
 
@@ -103,12 +102,12 @@ class Upgrades:
         others = {each: self._parts[each] for each in self._parts if each != name and self._has_turn(each, now)}
         if degraded := [each for each, part in others.items() if part.stage is Stage.DEGRADED]:
             return (
-                f"The upgrade to {self.upgrade} has stopped, because {_some(degraded)} got it and is degraded."
+                f"The upgrade to {self.upgrade} has stopped, because {some(sorted(degraded))} got it and is degraded."
                 f" It goes on when that is put right, or here at once with {_AT_ONCE}.{_MEANWHILE}"
             )
         if not self._has_turn(name, now) and len(others) >= self.max_concurrent:
             return (
-                f"The upgrade to {self.upgrade} waits for {_some(others)}: {self.max_concurrent} at a time"
+                f"The upgrade to {self.upgrade} waits for {some(sorted(others))}: {self.max_concurrent} at a time"
                 f" (upgrade.maxConcurrent). It comes by itself, or at once with {_AT_ONCE}.{_MEANWHILE}"
             )
         return None
@@ -135,9 +134,9 @@ def rows_at_risk(pods: Sequence[PodFacts], *, changed: bool) -> str | None:
     silent = [pod.name for pod in pods if pod.ready and pod.report is None]
     if silent and changed:
         return (
-            f"The changed template is held back: of {_some(silent)} it is not known whether rows wait there, for its"
-            " admin port gives the operator no usable /status. Look for a NetworkPolicy or a mesh on the way. It goes"
-            f" out when that is put right, or with {_AT_ONCE}. Until then spec.replicas is followed upwards only."
+            f"The changed template is held back: of {some(sorted(silent))} it is not known whether rows wait there, for"
+            " its admin port gives the operator no usable /status. Look for a NetworkPolicy or a mesh on the way. It"
+            f" goes out when that is put right, or with {_AT_ONCE}. Until then spec.replicas is followed upwards only."
         )
     return None
 
@@ -168,9 +167,3 @@ def with_marks(deployment: Mapping[str, Any], *, made_for: str, upgraded_to: str
     if upgraded_to is not None:
         annotations[UPGRADED_ANNOTATION] = upgraded_to
     return {**deployment, "metadata": {**metadata, "annotations": annotations}}
-
-
-def _some(names: Sequence[str] | Mapping[str, Any]) -> str:
-    shown = sorted(names)
-    more = len(shown) - _NAMED_MAX
-    return ", ".join(shown[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")

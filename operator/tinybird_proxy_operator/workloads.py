@@ -14,16 +14,21 @@ from tinybird_proxy_operator.spec import Proxy
 _ASKED_AT_ONCE: Final = 10
 
 
-async def read_pods(kube: Kube, pods: Pods, proxy: Proxy, deployment: Mapping[str, Any]) -> list[PodFacts]:
-    """Our pods, by the chain of controllers and not by labels, and what each says."""
+async def pods_of(kube: Kube, proxy: Proxy, deployment: Mapping[str, Any]) -> list[Object]:
+    """Our pods, by the chain of controllers and not by labels."""
     labels = selector_labels(proxy.name)
     sets = await kube.list("ReplicaSet", proxy.namespace, labels=labels)
     uid = deployment["metadata"]["uid"]
     ours = {found["metadata"]["uid"] for found in sets if controller_uid(found) == uid}
+    return [pod for pod in await kube.list("Pod", proxy.namespace, labels=labels) if controller_uid(pod) in ours]
+
+
+async def read_pods(kube: Kube, pods: Pods, proxy: Proxy, deployment: Mapping[str, Any]) -> list[PodFacts]:
+    """Our pods that have not ended, and what each says."""
     found = [
         pod
-        for pod in await kube.list("Pod", proxy.namespace, labels=labels)
-        if controller_uid(pod) in ours and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+        for pod in await pods_of(kube, proxy, deployment)
+        if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
     ]
     limit = asyncio.Semaphore(_ASKED_AT_ONCE)
 

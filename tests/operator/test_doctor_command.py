@@ -13,6 +13,7 @@ from tests.operator.resources import OPERATOR_ENV, OWN_TOKEN, operator_settings
 
 from tinybird_proxy.config import token_hash
 from tinybird_proxy_operator import doctor_command
+from tinybird_proxy_operator import pods as pods_module
 from tinybird_proxy_operator.doctor import Diagnosis, diagnose
 from tinybird_proxy_operator.doctor_command import Reader, answer_of, doctor, printable, settings_from, show
 from tinybird_proxy_operator.errors import KubeError
@@ -195,7 +196,7 @@ async def test_what_is_no_proxys_answer_is_none(cluster: Cluster, said: Any) -> 
 
 
 async def test_an_answer_without_end_is_not_read_to_its_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_command, "ANSWER_MAX_BYTES", 10)
+    monkeypatch.setattr(pods_module, "ANSWER_MAX_BYTES", 10)
     assert await answer_of(cluster.session, IPS[0], port=cluster.proxies.port) is None
 
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from tinybird_proxy_operator.doctor.facts import Facts, Finding, Level, PodSeen
-from tinybird_proxy_operator.names import USE_LABEL, USE_TOKEN, Reason
+from tinybird_proxy_operator.names import USE_LABEL, USE_TOKEN, Reason, some
 from tinybird_proxy_operator.spec import SecretKey
 
 # Kubelet looks at mounted Secrets once a minute, and may know an old one for as long again.
@@ -132,5 +132,4 @@ def _put(facts: Facts, ref: SecretKey) -> tuple[str, list[str]]:
 
 
 def _which(pods: Sequence[PodSeen]) -> str:
-    names = [pod.name for pod in pods]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return some([pod.name for pod in pods])
