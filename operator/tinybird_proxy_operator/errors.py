@@ -58,8 +58,9 @@ class Invalid(KubeError):
 
 
 class Unavailable(KubeError):
-    """No answer, or one that asks to come back."""
+    """No answer, or one that asks to come back. ``soon``: the very same request may succeed in a moment."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, *, soon: bool = True) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.soon = soon

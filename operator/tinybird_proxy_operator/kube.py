@@ -4,6 +4,7 @@ Objects are plain dictionaries. Every call has a time limit and ends in an answe
 discovery is not used: it caches on disk, and the kinds that we touch are few and known.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,8 +29,13 @@ from tinybird_proxy_operator.errors import (
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, PLURAL
 
 REQUEST_TIMEOUT_S: Final = 15.0
+# Before a request that changes nothing when it is done twice is sent again: one failure in a look that takes a dozen
+# requests must not cost the whole look.
+AGAIN_AFTER_S: Final = (0.1, 0.4)
+_AGAIN_AFTER_MAX_S: Final = 2.0  # what the API server may ask for; a longer wait is the queue's
 _PAGE_SIZE: Final = 500
 _MERGE_PATCH: Final = "application/merge-patch+json"
+_APPLY_PATCH: Final = "application/apply-patch+yaml"
 # What the leader election writes, at the end of the path: a prefix may stand before it.
 _LEASE_PATH: Final = re.compile(r".*/apis/coordination\.k8s\.io/v1/namespaces/[^/]+/leases/[^/]+")
 _WEBHOOK_FAILED: Final = "failed calling webhook"
@@ -199,7 +205,7 @@ class Kube:
 
     async def _apply(self, path: str, body: Object) -> Object:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._call("PATCH", path, body=body, query=query, content_type="application/apply-patch+yaml")
+        return await self._call("PATCH", path, body=body, query=query, content_type=_APPLY_PATCH)
 
     async def _call(
         self,
@@ -209,6 +215,21 @@ class Kube:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+    ) -> Object:
+        """The answer; reads and server-side applies are tried again shortly after a failure that may pass."""
+        pauses_s = AGAIN_AFTER_S if method == "GET" or content_type == _APPLY_PATCH else ()
+        for pause_s in pauses_s:
+            try:
+                return await self._send(method, path, body, query, content_type)
+            except Unavailable as error:
+                after_s = error.retry_after_s or 0.0
+                if not error.soon or after_s > _AGAIN_AFTER_MAX_S:
+                    raise
+            await asyncio.sleep(max(pause_s, after_s))
+        return await self._send(method, path, body, query, content_type)
+
+    async def _send(
+        self, method: str, path: str, body: Object | None, query: Mapping[str, str] | None, content_type: str
     ) -> Object:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if method != "GET" and self._write_timeout_s is not None:
@@ -224,7 +245,8 @@ class Kube:
         except ApiException as error:
             raise Unavailable(f"{method} {path}: {error.reason}") from error
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            raise Unavailable(f"{method} {path}: {type(error).__name__}") from error
+            in_time = not isinstance(error, TimeoutError)
+            raise Unavailable(f"{method} {path}: {type(error).__name__}", soon=in_time) from error
         try:
             answer = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError as error:  # a proxy on the way, not the API server
@@ -307,7 +329,9 @@ def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[s
     # 410: a page's token has expired, and the list begins again.
     if status in (410, 429) or status >= 500:
         after = headers.get("Retry-After", "")
-        return Unavailable(message, float(after) if after.isdigit() else None)
+        after_s = float(after) if after.isdigit() else None
+        # Whoever is overloaded says when to come again, or it is left to the queue's longer waits.
+        return Unavailable(message, after_s, soon=status >= 500 or (status == 429 and after_s is not None))
     return Invalid(str(answer.get("message") or message))
 
 

@@ -17,8 +17,9 @@ import pytest
 from aiohttp import web
 from tests.operator.resources import operator_settings
 
+from tinybird_proxy_operator import kube as kube_module
 from tinybird_proxy_operator.events import Events
-from tinybird_proxy_operator.kube import Kube, kubernetes_connection
+from tinybird_proxy_operator.kube import AGAIN_AFTER_S, Kube, kubernetes_connection
 from tinybird_proxy_operator.names import API_VERSION, KIND, USE_LABEL, selector_labels
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
@@ -29,6 +30,8 @@ from tinybird_proxy_operator.testing.field_owners import Object
 IPS: Final = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 TOKEN_HASH: Final = "69b6bc28"
+# So often a read or an apply is sent before the client gives it up.
+TRIES: Final = len(AGAIN_AFTER_S) + 1
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -218,11 +221,12 @@ def owned(name: str, labels: Mapping[str, str], owner: Object) -> Object:
 
 @asynccontextmanager
 async def connection(api: FakeApi, directory: Path) -> AsyncIterator[Kube]:
-    """The real client before the fake server, by KUBECONFIG."""
+    """The real client before the fake server, by KUBECONFIG. It does not wait before it tries again."""
     path = directory / "kubeconfig"
     path.write_text(api.kubeconfig())
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        patch.setattr(kube_module, "AGAIN_AFTER_S", (0.0,) * len(AGAIN_AFTER_S))
         async with kubernetes_connection(str(path)) as kube:
             yield kube
 

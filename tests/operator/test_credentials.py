@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any, Final
 
 import pytest
+from tests.operator.clusters import TRIES
 from tests.operator.resources import OWN_TOKEN, UID, desired
 
 from tinybird_proxy.config import token_hash
@@ -85,7 +86,7 @@ async def test_a_secret_of_another_namespace_is_not_seen(api: FakeApi, kube: Kub
 
 async def test_a_secret_that_cannot_be_read_now_is_not_called_missing(api: FakeApi, kube: Kube) -> None:
     api.put(secret())
-    api.fail(503)
+    api.fail(503, times=TRIES)
     with pytest.raises(Unavailable):
         await read_token(kube, "shop", REF)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.operator.clusters import connection
+from tests.operator.clusters import TRIES, connection
 
 from tinybird_proxy_operator import kube as kube_module
 from tinybird_proxy_operator.errors import (
@@ -262,7 +262,7 @@ async def test_deletion_is_of_the_object_that_is_meant_and_of_nothing_if_it_is_g
 async def test_a_refusal_becomes_an_error_that_says_what_can_be_done(
     api: FakeApi, kube: Kube, status: int, kind: type[KubeError]
 ) -> None:
-    api.fail(status, message="because")
+    api.fail(status, message="because", times=TRIES)
     with pytest.raises(KubeError, match="because") as caught:
         await kube.get("Service", "shop", "events")
     assert type(caught.value) is kind
@@ -293,6 +293,37 @@ async def test_an_overloaded_server_says_when_to_come_again(api: FakeApi, kube: 
         await kube.get("Service", "shop", "events")
     assert caught.value.retry_after_s == after_s
     assert len(api.asked) == 1  # it is the queue that comes again, not the client
+
+
+@pytest.mark.parametrize(("status", "after_s"), [(429, 0), (500, None), (503, None), (503, 0)])
+async def test_a_read_and_an_apply_are_tried_again_shortly_and_no_other_write_is(
+    api: FakeApi, kube: Kube, status: int, after_s: int | None
+) -> None:
+    live = api.put(service())
+    for repeatable in (
+        lambda: kube.get("Service", "shop", "events"),
+        lambda: kube.list("Service", "shop"),
+        lambda: kube.apply(service(), uid=live["metadata"]["uid"]),
+    ):
+        api.fail(status, retry_after_s=after_s, times=TRIES - 1)
+        await repeatable()
+    for write in (
+        lambda: kube.create(service("other")),
+        lambda: kube.change(live, {"metadata": {"labels": {"a": "b"}}}),
+        lambda: kube.delete("Service", "shop", "events", uid=live["metadata"]["uid"]),
+    ):
+        before = len(api.asked)
+        api.fail(status, retry_after_s=after_s)
+        with pytest.raises(Unavailable):
+            await write()
+        assert len(api.asked) == before + 1
+
+
+async def test_a_long_wait_that_the_server_asks_for_is_left_to_the_queue(api: FakeApi, kube: Kube) -> None:
+    api.fail(503, retry_after_s=3)
+    with pytest.raises(Unavailable):
+        await kube.get("Service", "shop", "events")
+    assert len(api.asked) == 1
 
 
 async def test_a_broken_connection_is_an_error_of_ours(api: FakeApi, kube: Kube) -> None:

@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 import pytest
-from tests.operator.clusters import EPOCH, IPS, TOKEN_HASH, Cluster, report
+from tests.operator.clusters import EPOCH, IPS, TOKEN_HASH, TRIES, Cluster, report
 from tests.operator.resources import OWN_TOKEN
 
 from tinybird_proxy.config import token_hash
@@ -171,7 +171,7 @@ async def test_an_api_server_that_does_not_answer_has_refused_nothing(cluster: C
     await cluster.installed()
     before = cluster.status()
     cluster.resource({"replicas": 2, "service": {"port": 8080}})
-    cluster.api.fail(503, path=path)
+    cluster.api.fail(503, path=path, times=TRIES)
     with pytest.raises(KubeError):
         await cluster.reconcile()
     assert cluster.status() == before

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.operator.clusters import TRIES
 from tests.operator.resources import operator_settings
 
 from tinybird_proxy_operator.kube import Kube
@@ -175,7 +176,7 @@ async def test_one_that_goes_meanwhile_is_no_problem(api: FakeApi, run: Run) -> 
 
 async def test_an_api_server_that_fails_is_told(api: FakeApi, run: Run) -> None:
     proxy(api)
-    api.fail(500, method="GET")
+    api.fail(500, method="GET", times=TRIES)
     (problem,) = await run()
     assert problem.startswith("Nothing was released: ")
     assert run.finalizers() == [OURS]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.operator.clusters import IPS, Cluster, stuck
+from tests.operator.clusters import IPS, TRIES, Cluster, stuck
 from tests.operator.resources import IMAGE, OWN_TOKEN
 from tests.operator.test_preflight_jobs import job_ends
 from tests.operator.test_reconcile_rollouts import live_image
@@ -311,7 +311,7 @@ async def test_that_it_waits_its_turn_is_told_as_what_it_is_no_warning(cluster: 
 async def test_a_look_that_fails_keeps_the_turn(cluster: Cluster) -> None:
     await two(cluster)
     cluster.reconciler = cluster.operator(PROXY_IMAGE=NEW_IMAGE)
-    cluster.api.fail(503, method="PATCH", path="/deployments/events", done_first=True)
+    cluster.api.fail(503, method="PATCH", path="/deployments/events", done_first=True, times=TRIES)
     with pytest.raises(Exception, match="by script"):
         await cluster.reconciler.reconcile(Key("shop", "events"))
     await cluster.reconcile("orders")
