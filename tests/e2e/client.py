@@ -3,7 +3,9 @@
 Each command prints one JSON document.
 
     post URL TOKEN ID...   one row for each id; prints the statuses
-    load URL TOKEN         posts rows one by one, until stdin ends; prints {"accepted": [id], "other": {what: count}}
+    load URL TOKEN PAUSE_S posts rows, each of some clients one by one, until stdin ends; a number there is another
+                           pause from then on; prints {"accepted": [id], "other": {what: count}}
+    spread URL TOKEN ID... one row for each id, each by a connection of its own; prints the statuses
     rows                   the ids that the emulator has, sorted
     faults JSON            what the emulator does to requests from now on
     get URL                what is there
@@ -13,6 +15,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -20,7 +23,6 @@ import aiohttp
 EMULATOR = "http://127.0.0.1:7181"
 EMULATOR_TOKEN = "p.admin"
 LOAD_WORKERS = 4
-LOAD_PAUSE_S = 0.02
 CONNECT_ATTEMPTS = 10
 CONNECT_PAUSE_S = 0.3
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -31,8 +33,13 @@ async def main(command: str, *args: str) -> Any:
         match command, args:
             case "post", (url, token, *ids):
                 return [await post_soon(session, url, token, each) for each in ids]
-            case "load", (url, token):
-                return await load(session, url, token)
+            case "load", (url, token, pause_s):
+                return await load(session, url, token, float(pause_s))
+            case "spread", (url, token, *ids):
+                async with aiohttp.ClientSession(
+                    timeout=REQUEST_TIMEOUT, connector=aiohttp.TCPConnector(force_close=True)
+                ) as each_anew:
+                    return [await post_soon(each_anew, url, token, each) for each in ids]
             case "rows", ():
                 return await rows(session)
             case "faults", (faults,):
@@ -68,10 +75,16 @@ async def post_soon(session: aiohttp.ClientSession, url: str, token: str, row_id
     return await post(session, url, token, row_id)
 
 
-async def load(session: aiohttp.ClientSession, url: str, token: str) -> Any:
+async def load(session: aiohttp.ClientSession, url: str, token: str, pause_s: float) -> Any:
     accepted: list[str] = []
     other: Counter[str] = Counter()
     stop = asyncio.Event()
+
+    async def listen() -> None:
+        nonlocal pause_s
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            pause_s = float(line)
+        stop.set()
 
     async def work(worker: int) -> None:
         number = 0
@@ -87,13 +100,13 @@ async def load(session: aiohttp.ClientSession, url: str, token: str) -> Any:
                     accepted.append(row_id)
                 else:
                     other[str(status)] += 1
-            await asyncio.sleep(LOAD_PAUSE_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause_s)
 
     async with asyncio.TaskGroup() as group:
         for worker in range(LOAD_WORKERS):
             group.create_task(work(worker))
-        await asyncio.to_thread(sys.stdin.read)
-        stop.set()
+        group.create_task(listen())
     return {"accepted": accepted, "other": other}
 
 

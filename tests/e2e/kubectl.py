@@ -74,6 +74,20 @@ def token_secret(token: str = TINYBIRD_TOKEN, name: str = "tinybird") -> dict[st
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"token": token}}
 
 
+class Load(dict[str, Any]):
+    """Clients at work. When they have ended, what came of their rows: ``accepted`` and ``other``, see client.py."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__()
+        self._process = process
+
+    def pause(self, seconds: float) -> None:
+        """From now on each client waits so long after each row."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+
+
 class Namespace:
     """A namespace of the cluster, one for each test."""
 
@@ -199,6 +213,21 @@ class Namespace:
         statuses = self.client("post", self.service_url(name), token or self.client_token(name), *ids)
         assert [status // 100 for status in statuses] == [2] * len(ids), statuses
 
+    def spread(self, *ids: str, name: str = "events") -> None:
+        """``post``, each row by a connection of its own, so that they come to all pods."""
+        statuses = self.client("spread", self.service_url(name), self.client_token(name), *ids)
+        assert [status // 100 for status in statuses] == [2] * len(ids), statuses
+
+    def pods_rows(self, proxy: str = "events") -> dict[str, int]:
+        """Rows that each pod holds, as it says itself; the pods that run."""
+        found = self.find("pods", f"tinybird-proxy.io/proxy={proxy}")
+        ips = {pod["metadata"]["name"]: pod["status"].get("podIP") for pod in found}
+        return {
+            name: int(self.client("get", f"http://{ip}:8001/status")["buffer"]["rows"])
+            for name, ip in ips.items()
+            if ip
+        }
+
     def rows(self) -> list[str]:
         """Ids of the rows that Tinybird has."""
         found: list[str] = self.client("rows")
@@ -209,9 +238,9 @@ class Namespace:
         until(f"rows {', '.join(ids)} in Tinybird", lambda: set(ids) <= set(self.rows()), timeout_s=timeout_s)
 
     @contextmanager
-    def load(self) -> Iterator[dict[str, Any]]:
-        """Rows without a pause meanwhile. What came of them is in the dictionary afterwards, see client.py."""
-        args = ("load", self.service_url(), self.client_token())
+    def load(self, *, pause_s: float = 0.02) -> Iterator["Load"]:
+        """Rows without end meanwhile, by four clients that each wait so long after each row."""
+        args = ("load", self.service_url(), self.client_token(), str(pause_s))
         command = [
             "kubectl",
             "--namespace",
@@ -225,11 +254,10 @@ class Namespace:
             _CLIENT,
             *args,
         ]
-        said: dict[str, Any] = {}
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
-                yield said
-                said.update(json.loads(process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]))
+                yield (load := Load(process))
+                load.update(json.loads(process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]))
             finally:
                 process.kill()
 
@@ -257,7 +285,8 @@ class Namespace:
 
 def operator_pods() -> list[dict[str, Any]]:
     """The operator's pods."""
-    return Namespace(OPERATOR_NAMESPACE).find("pods", f"app.kubernetes.io/name={OPERATOR}")
+    selector = f"app.kubernetes.io/name={OPERATOR},app.kubernetes.io/component=operator"
+    return Namespace(OPERATOR_NAMESPACE).find("pods", selector)
 
 
 def doctor(namespace: Namespace, name: str = "events") -> tuple[int, str]:

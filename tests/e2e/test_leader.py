@@ -1,13 +1,11 @@
 """The operator's leader goes, in every way in which one can: another leads, and two never write at once."""
 
 import json
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -25,6 +23,7 @@ from tests.e2e.kubectl import (
     token_secret,
     until,
 )
+from tests.e2e.processes import container, process
 
 from tinybird_proxy_operator.__main__ import LEASE_LOST_STATUS
 
@@ -61,7 +60,7 @@ def proxy_without_pods(namespace: Namespace) -> Namespace:
 @pytest.mark.control_plane
 def test_a_killed_leader_is_followed_by_the_other_and_comes_back_as_a_candidate(proxy: Namespace) -> None:
     pods, killed = proxy.pods(), _leader()
-    with _process(killed) as send:
+    with process(SYSTEM.get("pod", _pod(killed))) as send:
         send(signal.SIGKILL)
     began = time.monotonic()
     _set_port(proxy, 8080)
@@ -85,7 +84,7 @@ def test_a_frozen_leader_writes_nothing_once_another_has_and_ends_when_it_wakes(
     # There is always something to write, so that one of them is frozen with its hands full, and wakes like that.
     with _port_changes(proxy) as ports:
         until("the leader at work", lambda: len(work(_pod(frozen))) > 4)
-        with _process(frozen) as send:
+        with process(SYSTEM.get("pod", _pod(frozen))) as send:
             send(signal.SIGSTOP)
             try:
                 until("work of the other", lambda: work(other))
@@ -206,12 +205,6 @@ def _names(pods: list[dict[str, Any]]) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
 
 
-def _container(pod: dict[str, Any]) -> dict[str, Any]:
-    [container] = pod["status"]["containerStatuses"]
-    found: dict[str, Any] = container
-    return found
-
-
 def _waiting(pod: dict[str, Any]) -> str:
     """Why its container does not run yet."""
     states = [each["state"] for each in pod["status"].get("containerStatuses", [])]
@@ -220,7 +213,7 @@ def _waiting(pod: dict[str, Any]) -> str:
 
 def _wait_for_two_pods() -> None:
     SYSTEM.kubectl("rollout", "status", f"deployment/{OPERATOR}", "--timeout=80s")
-    until("two pods", lambda: len(operator_pods()) == 2 and all(_container(pod)["ready"] for pod in operator_pods()))
+    until("two pods", lambda: len(operator_pods()) == 2 and all(container(pod)["ready"] for pod in operator_pods()))
 
 
 def _writes(log: AuditLog, pod: str) -> list[Write]:
@@ -241,35 +234,5 @@ def _until_it_is_back_as_a_candidate(holder: str, *, leader: str) -> int:
 
 
 def _last_state(holder: str) -> dict[str, Any]:
-    found: dict[str, Any] = _container(SYSTEM.get("pod", _pod(holder))).get("lastState", {})
+    found: dict[str, Any] = container(SYSTEM.get("pod", _pod(holder))).get("lastState", {})
     return found
-
-
-@contextmanager
-def _process(holder: str) -> Iterator[Callable[[signal.Signals], None]]:
-    """What sends a signal to the first process of a pod's container, and to no process that gets its id later."""
-    container_id = _container(SYSTEM.get("pod", _pod(holder)))["containerID"].partition("//")[2]
-    [pid] = [pid for pid in _process_ids(container_id) if _id_inside(pid) == 1]
-    process = os.pidfd_open(pid)
-    try:
-        assert pid in _process_ids(container_id)
-        yield lambda number: signal.pidfd_send_signal(process, number)
-    finally:
-        os.close(process)
-
-
-def _process_ids(container_id: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and container_id in (entry / "cgroup").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue  # it has ended
-    return found
-
-
-def _id_inside(pid: int) -> int:
-    """Of a process, in the innermost of its namespaces."""
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")]
-    return int(line.split()[-1])
