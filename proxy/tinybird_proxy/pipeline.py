@@ -181,7 +181,7 @@ class Pipeline:
         after_s = retry_after_s(
             self._buffer.occupancy.row_count,
             self.limits.capacity.max_rows,
-            self._meters.delivered_rate.per_second(now) if refusal.status == 503 else 0.0,
+            self._meters.recent_delivered.per_second(now) if refusal.status == 503 else 0.0,
         )
         return Refusal(refusal.status, refusal.reason, refusal.message, after_s)
 
@@ -382,7 +382,7 @@ class Pipeline:
     def seconds_to_drain(self) -> float | None:
         """How long the buffered rows take at the present rate; None while nothing is delivered."""
         rows = self.buffered_rows()
-        rate = self._meters.delivered_rate.per_second(self.surroundings.now())
+        rate = self._meters.recent_delivered.per_second(self.surroundings.now())
         if rows == 0:
             return 0.0
         return rows / rate if rate > 0.01 else None

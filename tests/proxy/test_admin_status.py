@@ -54,7 +54,8 @@ async def test_an_idle_proxy_says_that_all_is_well() -> None:
         assert status["upstream"] == world.tinybird.url
         assert 0 <= status["uptime_s"] < 60
         assert status["buffer"] == {
-            **{"rows": 0, "bytes": 0, "held_bytes": 0, "utilisation": 0.0, "oldest_age_s": None},
+            **{"rows": 0, "bytes": 0, "held_bytes": 0, "utilisation": 0.0, "utilization_percent": 0},
+            "oldest_age_s": None,
             **{"capacity_rows": 1_000_000, "capacity_bytes": 512_000_000},
         }
         assert status["ledger"]["balances"] is True
@@ -63,6 +64,9 @@ async def test_an_idle_proxy_says_that_all_is_well() -> None:
             **{"draining": False, "refusing": False},
             **{"rows_left": 0, "seconds_to_drain": 0.0},
         }
+        assert (status["drain_time_s"], type(status["cpu_percent"])) == (0, int)
+        upstream = status["upstream_requests"]
+        assert (upstream["replies_1m"], upstream["throttled_1m"], upstream["delivered_rows_1m"]) == (0, 0, 0)
 
 
 async def test_the_ledger_and_the_counters_add_up() -> None:
@@ -87,6 +91,8 @@ async def test_the_ledger_and_the_counters_add_up() -> None:
         assert upstream["raw_bytes"] > 0
         assert upstream["wire_bytes"] > 0
         assert upstream["delivered_rows_per_s"] > 0
+        # Quarantined rows left the buffer too.
+        assert (upstream["replies_1m"], upstream["throttled_1m"], upstream["delivered_rows_1m"]) == (2, 0, 5)
 
 
 async def test_a_full_buffer_a_waiting_client_and_an_age_are_shown() -> None:
@@ -104,6 +110,20 @@ async def test_a_full_buffer_a_waiting_client_and_an_age_are_shown() -> None:
         (destination,) = status["destinations"]
         assert (destination["buffered_rows"], destination["state"]) == (5, "delivering")
         assert "5 rows are waiting" in destination["sentence"]
+
+
+async def test_a_scaler_hears_that_rows_pile_up_and_that_tinybird_throttles() -> None:
+    async with running_world(BUFFER_SIZE="10", BATCH_SIZE="10", FLUSH_INTERVAL="10ms") as world:
+        await post(world.port, "name=hits&wait=true", b"{}\n{}")
+        world.tinybird.set_faults(Fault(status=429, retry_after=60))
+        await post(world.port, body=b"{}\n" * 3)
+        await until(lambda: world.status()["drain_time_s"] > 0)
+        status = await _status(world)
+        assert status["buffer"]["utilization_percent"] == 30
+        assert 1 <= status["drain_time_s"] <= 90
+        upstream = status["upstream_requests"]
+        assert (upstream["replies_1m"], upstream["throttled_1m"], upstream["delivered_rows_1m"]) == (2, 1, 2)
+        assert 0 <= status["cpu_percent"] <= 800
 
 
 async def test_the_destination_with_most_rows_comes_first_and_each_says_what_holds_it_up() -> None:

@@ -95,10 +95,32 @@ async def test_jobs_end_with_the_block_also_when_it_fails() -> None:
 async def test_a_loop_that_stood_still_is_measured() -> None:
     meters = Meters(0.0)
     times = iter([0.0, LOOP_LAG_INTERVAL_S + 0.25, 1.0, 1.0 + LOOP_LAG_INTERVAL_S, 2.0])
-    looking = asyncio.create_task(watch_loop(meters, lambda: next(times)))
+    looking = asyncio.create_task(watch_loop(meters, lambda: next(times), lambda: 0.0))
     await until(lambda: looking.done())
     assert isinstance(looking.exception(), RuntimeError)  # there were no more times
     assert (meters.loop_lag_s, meters.loop_lag_max_s) == (0.0, 0.25)
+
+
+@simulated
+async def test_the_cpu_is_sampled_from_the_start_and_read_as_it_was_lately() -> None:
+    meters, now = Meters(0.0), asyncio.get_running_loop().time
+    began_at = now()
+
+    def cpu_s() -> float:
+        """A quarter of a core for the first minute, then nothing."""
+        return min(60.0, now() - began_at) / 4
+
+    async with background(meters, lambda: watch_loop(meters, now, cpu_s)):
+        await asyncio.sleep(0.1)
+        assert meters.cpu.percent() == 0
+        await asyncio.sleep(LOOP_LAG_INTERVAL_S)
+        assert meters.cpu.percent() == 25
+        await asyncio.sleep(59.4 - LOOP_LAG_INTERVAL_S)
+        assert meters.cpu.percent() == 25
+        await asyncio.sleep(7.5)
+        assert 12 <= meters.cpu.percent() <= 15
+        await asyncio.sleep(8.5)
+        assert meters.cpu.percent() == 0
 
 
 # The ledger.

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -186,6 +186,18 @@ async def test_each_attempt_has_a_span_of_its_own_under_the_batchs() -> None:
     ]
     replies = scene.surroundings.meters.upstream_replies
     assert replies == {"503": 1, "connect_failed": 1, "broken": 1, "timeout": 1, "200": 1}
+
+
+async def test_attempts_that_ended_lately_are_counted_and_those_answered_with_429_apart() -> None:
+    unavailable = reply(503, {"error": "too busy for now"}, retry_after="1")  # in Tinybird's voice
+    scene = make_scene(429, unavailable, unreachable(), 429, 200)
+    batch, meters, now = make_batch(), scene.surroundings.meters, scene.surroundings.now
+    for _ in range(5):
+        with suppress(UpstreamError):
+            await scene.attempts.send(batch)
+    assert (meters.recent_replies.total(now()), meters.recent_throttled.total(now())) == (5, 2)
+    await asyncio.sleep(61)
+    assert (meters.recent_replies.total(now()), meters.recent_throttled.total(now())) == (0, 0)
 
 
 async def test_a_cancelled_attempt_ends_its_span() -> None:

@@ -73,8 +73,10 @@ EMPTY = Snapshot(
     capacity_rows=1000,
     capacity_bytes=512_000_000,
     utilisation=0.0,
+    utilization_percent=0,
     oldest_age_s=None,
     seconds_to_drain=0.0,
+    drain_time_s=0,
     receiving_bytes=0,
     waiting_requests=0,
     ready=True,
@@ -134,6 +136,9 @@ def test_the_build_is_named() -> None:
         ({"oldest_age_s": None}, "oldest_row_age_seconds", 0.0),
         ({"seconds_to_drain": 8.0}, "seconds_to_drain", 8.0),
         ({"seconds_to_drain": None}, "seconds_to_drain", math.inf),
+        ({"utilization_percent": 26}, "buffer_utilization_percent", 26.0),
+        ({"drain_time_s": 0}, "drain_time_seconds", 0.0),
+        ({"drain_time_s": 3600}, "drain_time_seconds", 3600.0),
         ({"receiving_bytes": 11}, "receiving_bytes", 11.0),
         ({"waiting_requests": 3}, "waiting_requests", 3.0),
         ({"imbalance": -4}, "ledger_imbalance_rows", -4.0),
@@ -165,6 +170,22 @@ def test_what_was_counted_is_shown(meter: str, name: str) -> None:
     meters = Meters(0.0)
     setattr(meters, meter, 42)
     assert value(replace(EMPTY, meters=meters), name) == 42.0
+
+
+def test_the_cpu_is_shown_in_whole_percent_of_a_core() -> None:
+    meters = Meters(0.0)
+    page = replace(EMPTY, meters=meters)
+    assert value(page, "cpu_percent") == 0.0
+    meters.cpu.sample(0.0, 1.0)
+    assert value(page, "cpu_percent") == 0.0
+    meters.cpu.sample(10.0, 5.241)
+    assert value(page, "cpu_percent") == 43.0
+
+
+def test_what_a_scaler_may_aim_at_is_a_gauge_by_the_name_that_the_operator_knows() -> None:
+    page = families(EMPTY)
+    for name in ("buffer_utilization_percent", "buffer_rows", "drain_time_seconds", "cpu_percent"):
+        assert (page[name].type, [sample.labels for sample in page[name].samples]) == ("gauge", [{}])
 
 
 @pytest.mark.parametrize(

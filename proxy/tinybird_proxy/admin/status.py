@@ -10,6 +10,7 @@ from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.events import Gate
 from tinybird_proxy.server.receive import Receiver
+from tinybird_proxy.telemetry.gauges import drain_time_s, utilization_percent
 from tinybird_proxy.telemetry.prometheus import Snapshot
 from tinybird_proxy.tokens import Secret, WatchedFile
 
@@ -70,34 +71,42 @@ class Reporter:
     def snapshot(self) -> Snapshot:
         """Everything for a scrape."""
         pipeline, capacity = self.pipeline, self.pipeline.limits.capacity
-        held = pipeline.surroundings.buffer.occupancy
+        held, meters = pipeline.surroundings.buffer.occupancy, pipeline.surroundings.meters
+        rows, oldest_age_s, now = pipeline.buffered_rows(), pipeline.oldest_age_s(), self.now()
         return Snapshot(
             version=__version__,
             instance=pipeline.surroundings.upstream.instance,
-            meters=pipeline.surroundings.meters,
+            meters=meters,
             ledger=pipeline.ledger(),
             imbalance=pipeline.check_ledger(),
             letters_rows=pipeline.surroundings.letters.held_rows(),
             letters_bytes=pipeline.surroundings.letters.held_bytes,
             letters_max_bytes=pipeline.surroundings.letters.max_bytes,
             destinations=pipeline.facts(),
-            buffer_rows=pipeline.buffered_rows(),
+            buffer_rows=rows,
             buffer_bytes=held.size_bytes,
             capacity_rows=capacity.max_rows,
             capacity_bytes=capacity.max_bytes,
             utilisation=self.utilisation(),
-            oldest_age_s=pipeline.oldest_age_s(),
+            utilization_percent=utilization_percent(held.row_count, held.size_bytes, capacity),
+            oldest_age_s=oldest_age_s,
             seconds_to_drain=pipeline.seconds_to_drain(),
+            drain_time_s=drain_time_s(
+                rows,
+                oldest_age_s,
+                flush_interval_s=pipeline.surroundings.limits.flush_interval_s,
+                delivered_per_s=meters.recent_delivered.per_second(now),
+            ),
             receiving_bytes=self.receiver.reserved_bytes,
             waiting_requests=pipeline.waiter_count,
             ready=self.availability.ready,
-            uptime_s=self.now() - self.started_at,
+            uptime_s=now - self.started_at,
         )
 
     def status(self) -> dict[str, Any]:
         """The body of ``/status``."""
         s = self.snapshot()
-        meters = s.meters
+        meters, now = s.meters, self.now()
         return {
             "sentence": self._sentence(s),
             "phase": self.availability.phase,
@@ -112,6 +121,8 @@ class Reporter:
                 "rows_left": s.buffer_rows,
                 "seconds_to_drain": _rounded(s.seconds_to_drain),
             },
+            "drain_time_s": s.drain_time_s,
+            "cpu_percent": meters.cpu.percent(),
             "buffer": {
                 "rows": s.buffer_rows,
                 "bytes": s.buffer_bytes,
@@ -119,6 +130,7 @@ class Reporter:
                 "capacity_rows": s.capacity_rows,
                 "capacity_bytes": s.capacity_bytes,
                 "utilisation": round(s.utilisation, 4),
+                "utilization_percent": s.utilization_percent,
                 "oldest_age_s": _rounded(s.oldest_age_s),
             },
             "ledger": {**s.ledger.as_dict(s.buffer_rows, s.letters_rows), "balances": s.imbalance == 0},
@@ -139,7 +151,10 @@ class Reporter:
                 "replies": dict(meters.upstream_replies),
                 "raw_bytes": meters.sent_raw_bytes,
                 "wire_bytes": meters.sent_wire_bytes,
-                "delivered_rows_per_s": round(meters.delivered_rate.per_second(self.now()), 1),
+                "delivered_rows_per_s": round(meters.recent_delivered.per_second(now), 1),
+                "replies_1m": meters.recent_replies.total(now),
+                "throttled_1m": meters.recent_throttled.total(now),
+                "delivered_rows_1m": meters.recent_delivered.total(now),
             },
             "tokens": self._tokens(),
             "self_metrics": None if self.self_metrics is None else self.self_metrics(),

@@ -37,10 +37,12 @@ async def _again_and_again(job: _Job, meters: Meters) -> None:
         await asyncio.sleep(RESTART_DELAY_S)
 
 
-async def watch_loop(meters: Meters, now: Callable[[], float]) -> None:
-    """Measure how late the loop runs its timers."""
+async def watch_loop(meters: Meters, now: Callable[[], float], cpu_s: Callable[[], float]) -> None:
+    """Measure how late the loop runs its timers, and how busy the process is. ``cpu_s`` reads its CPU time."""
     while True:
-        due = now() + LOOP_LAG_INTERVAL_S
+        began_at = now()
+        meters.cpu.sample(began_at, cpu_s())
+        due = began_at + LOOP_LAG_INTERVAL_S
         await asyncio.sleep(LOOP_LAG_INTERVAL_S)
         meters.loop_lag_s = max(0.0, now() - due)
         meters.loop_lag_max_s = max(meters.loop_lag_max_s, meters.loop_lag_s)

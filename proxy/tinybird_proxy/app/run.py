@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppres
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import process_time as process_cpu_s
 from time import time as utc_seconds
 from typing import cast
 from urllib.request import getproxies, proxy_bypass
@@ -200,7 +201,7 @@ async def running(
             background(
                 meters,
                 lambda: watch_files(secrets.files),
-                lambda: watch_loop(meters, now),
+                lambda: watch_loop(meters, now, process_cpu_s),
                 lambda: check_ledger(pipeline),
                 pipeline.watch,
             )

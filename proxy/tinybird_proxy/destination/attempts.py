@@ -100,7 +100,11 @@ class Attempts:
         finally:
             meters = self._s.meters
             meters.upstream_replies[problem if status is None else str(status)] += 1
-            meters.upstream_seconds.observe(self._s.now() - began_at)
+            ended_at = self._s.now()
+            meters.recent_replies.add(1, ended_at)
+            if status == 429:  # only this: a 503 does not say that it is our requests that are too many
+                meters.recent_throttled.add(1, ended_at)
+            meters.upstream_seconds.observe(ended_at - began_at)
             span.end(status=status, error_type=problem if status is None else None)
         return reply
 

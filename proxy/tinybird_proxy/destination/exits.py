@@ -44,7 +44,7 @@ class Exits:
             else:
                 ticket.rows_settled(row_count, batch.row_count, outcome.quarantined)
         meters = self._s.meters
-        meters.delivered_rate.add(batch.row_count, now)
+        meters.recent_delivered.add(batch.row_count, now)
         meters.delivery_seconds.observe(now - batch.oldest_at)
         meters.sent_batches += 1
         meters.sent_raw_bytes += batch.size_bytes

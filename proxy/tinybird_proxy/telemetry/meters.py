@@ -2,10 +2,14 @@
 
 import math
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from typing import Final
 
 LATENCY_BOUNDS_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 300.0, 1800.0, 7200.0)
+COUNT_WINDOW_S: Final = 60
+CPU_WINDOW_S: Final = 15.0
+# Two a second are taken: more than the window needs, and a bound whoever takes them.
+_CPU_SAMPLES_MAX: Final = 64
 
 
 class Histogram:
@@ -22,28 +26,63 @@ class Histogram:
         self.total += value
 
 
-class RateMeter:
-    """A rate a second, averaged over roughly ``window_s``, weighing the latest most."""
+class SlidingCount:
+    """What came in the last ``COUNT_WINDOW_S`` seconds, to a second: a bucket for each, so its size never changes."""
 
-    def __init__(self, window_s: float, now: float) -> None:
-        self._window_s = window_s
-        self._sum = 0.0
-        self._at = now
+    def __init__(self, now: float) -> None:
+        self._began_at = now
+        self._second = math.floor(now)
+        self._buckets = [0] * COUNT_WINDOW_S
+        self._total = 0
 
     def add(self, amount: int, now: float) -> None:
         """Count ``amount`` at ``now``."""
-        self._decay(now)
-        self._sum += amount
+        self._forget(now)
+        self._buckets[self._second % COUNT_WINDOW_S] += amount
+        self._total += amount
+
+    def total(self, now: float) -> int:
+        """All that came in the window."""
+        self._forget(now)
+        return self._total
 
     def per_second(self, now: float) -> float:
-        """The present rate."""
-        self._decay(now)
-        return self._sum / self._window_s
+        """The same as a rate: over the window, or since the start while that is shorter (but at least a second)."""
+        total = self.total(now)
+        window_s = max(now, self._second) - self._second + COUNT_WINDOW_S - 1
+        return total / min(window_s, max(1.0, now - self._began_at))
 
-    def _decay(self, now: float) -> None:
-        if now > self._at:
-            self._sum *= math.exp((self._at - now) / self._window_s)
-            self._at = now
+    def _forget(self, now: float) -> None:
+        second = math.floor(now)
+        for outlived in range(max(self._second, second - COUNT_WINDOW_S) + 1, second + 1):
+            index = outlived % COUNT_WINDOW_S
+            self._total -= self._buckets[index]
+            self._buckets[index] = 0
+        self._second = max(self._second, second)
+
+
+class CpuMeter:
+    """The share of one core that the process took lately, from samples of its CPU time."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_CPU_SAMPLES_MAX)
+
+    def sample(self, at: float, cpu_s: float) -> None:
+        """At ``at`` the process had taken ``cpu_s`` seconds of CPU time in all."""
+        samples = self._samples
+        samples.append((at, cpu_s))
+        while len(samples) > 2 and samples[1][0] <= at - CPU_WINDOW_S:
+            samples.popleft()
+
+    def percent(self) -> int:
+        """Percent of one core over the samples, rounded up: with threads it may be above 100. 0 until there are two."""
+        if len(self._samples) < 2:
+            return 0
+        (began_at, began_cpu_s), (at, cpu_s) = self._samples[0], self._samples[-1]
+        if at <= began_at:
+            return 0
+        # What subtracting floats leaves over is no percent more.
+        return max(0, math.ceil(round(100.0 * (cpu_s - began_cpu_s) / (at - began_at), 6)))
 
 
 class Meters:
@@ -65,6 +104,10 @@ class Meters:
         self.internal_errors = 0
         self.sender_restarts = 0
         self.passed_through: Counter[str] = Counter()
-        self.delivered_rate = RateMeter(30.0, now)
+        # Of the last minute: attempts that ended, those of them answered with 429, and rows that Tinybird took.
+        self.recent_replies = SlidingCount(now)
+        self.recent_throttled = SlidingCount(now)
+        self.recent_delivered = SlidingCount(now)
+        self.cpu = CpuMeter()
         self.loop_lag_s = 0.0
         self.loop_lag_max_s = 0.0

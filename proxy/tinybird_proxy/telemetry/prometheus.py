@@ -49,8 +49,10 @@ class Snapshot:
     capacity_rows: int
     capacity_bytes: int
     utilisation: float
+    utilization_percent: int
     oldest_age_s: float | None
     seconds_to_drain: float | None
+    drain_time_s: int
     receiving_bytes: int
     waiting_requests: int
     ready: bool
@@ -95,6 +97,7 @@ def _families(s: Snapshot) -> Iterator[Metric]:
     yield _gauge("oldest_row_age_seconds", "Age of the oldest row in the buffer; 0 if empty.", s.oldest_age_s or 0.0)
     drain_s = s.seconds_to_drain if s.seconds_to_drain is not None else float("inf")
     yield _gauge("seconds_to_drain", "Time to empty the buffer at the present rate.", drain_s)
+    yield from _for_scalers(s)
     yield _gauge("receiving_bytes", "Bytes of larger bodies being received.", s.receiving_bytes)
     yield _gauge("waiting_requests", "Requests held open for wait=true or a first contact.", s.waiting_requests)
     yield _counters("batches_frozen", "Batches, by what closed them.", "trigger", meters.batches)
@@ -111,6 +114,16 @@ def _families(s: Snapshot) -> Iterator[Metric]:
     yield _counter("internal_errors", "Errors inside the proxy; the rows were kept.", meters.internal_errors)
     yield _counter("sender_restarts", "Senders that died and were restarted.", meters.sender_restarts)
     yield _gauge("event_loop_lag_seconds", "How late the event loop ran its last timer.", meters.loop_lag_s)
+
+
+def _for_scalers(s: Snapshot) -> Iterator[Metric]:
+    """In whole numbers, with ``buffer_rows``: what a HorizontalPodAutoscaler may aim at."""
+    text = "The fuller of rows and bytes, in percent of its capacity, rounded up."
+    yield _gauge("buffer_utilization_percent", text, s.utilization_percent)
+    text = "Time to empty the buffer at the last minute's rate, at most an hour; 0 while rows only wait for company."
+    yield _gauge("drain_time_seconds", text, s.drain_time_s)
+    text = "CPU time of the process over the last 15 s, in percent of one core, rounded up."
+    yield _gauge("cpu_percent", text, s.meters.cpu.percent())
 
 
 def _ledger(s: Snapshot) -> Iterator[Metric]:
