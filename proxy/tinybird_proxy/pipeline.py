@@ -56,6 +56,7 @@ class Pipeline:
         self._senders: dict[DestinationKey, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._taking = False  # from ``running`` until ``drain`` or the end: later nobody would send what is promised
+        self._flush_at_once = False
         self._forgotten = Ledger()
         self._with_letters: dict[DestinationKey, Ledger] = {}  # of destinations forgotten while they had dead letters
         self._changed = asyncio.Event()
@@ -195,6 +196,7 @@ class Pipeline:
             return STOPPING
         ledger = self._with_letters.pop(key) if key in self._with_letters else Ledger()
         destination = Destination(key, self.surroundings, ledger)
+        destination.flush_at_once(self._flush_at_once)
         self._destinations[key] = destination
         self._tasks[key] = self._group.create_task(self._supervise(destination))
         return destination
@@ -314,6 +316,15 @@ class Pipeline:
         """A token changed: no hold waits any longer."""
         for destination in self._destinations.values():
             destination.probe_now()
+
+    def flush_at_once(self, at_once: bool) -> None:
+        """Nothing more comes for now, so no row waits for company; False: rows come again, as before.
+
+        What Tinybird holds up, it still does: unlike ``drain`` this has no deadline, and so all the time it takes.
+        """
+        self._flush_at_once = at_once
+        for destination in self._destinations.values():
+            destination.flush_at_once(at_once)
 
     # The end.
 

@@ -24,6 +24,7 @@ from tests.proxy.running import (
 )
 
 from tinybird_proxy.admin.app import AdminToken, make_admin_app
+from tinybird_proxy.emulator import Fault
 from tinybird_proxy.server.availability import Availability
 
 ADMIN = "the-admin-token"
@@ -98,6 +99,8 @@ async def test_metrics_are_what_prometheus_reads() -> None:
     assert values["tinybird_proxy_requests_refused_total", "http_400"] == 1
     assert values["tinybird_proxy_datasource_rows_delivered", "hits"] == 2
     assert values["tinybird_proxy_ledger_imbalance_rows",] == 0
+    assert values["tinybird_proxy_buffer_utilization_percent",] == values["tinybird_proxy_drain_time_seconds",] == 0
+    assert values["tinybird_proxy_cpu_percent",] % 1 == 0
     assert families["tinybird_proxy_upstream_seconds"].type == "histogram"
     assert all(family.documentation for family in families.values())
 
@@ -179,6 +182,8 @@ async def _drain(port: int, method: str = "POST", *, host: str = "localhost", **
 async def test_a_drain_makes_it_unready_and_refusing_and_can_be_taken_back() -> None:
     async with running_world(FLUSH_INTERVAL="1h") as world:
         await post(world.port)
+        await world.tinybird.wait_for_rows("hits", 1)
+        world.tinybird.set_faults(Fault(status=503))  # so that the rows stay
         assert (await post(world.port, body=b"{}\n{}")).status == 202
         port = world.proxy.admin_port
         for _ in range(2):  # once more changes nothing
@@ -196,6 +201,31 @@ async def test_a_drain_makes_it_unready_and_refusing_and_can_be_taken_back() -> 
             assert (answer.status, answer.json()["draining"], answer.json()["refusing"]) == (200, False, False)
             assert (await _get(world, "/readyz")).status == 200
             assert (await post(world.port)).status == 202
+
+
+async def test_a_drain_delivers_at_once_what_waits_for_company_and_afterwards_rows_wait_for_it_again() -> None:
+    async with running_world(FLUSH_INTERVAL="1h", DRAIN_DELAY="200ms") as world:
+        await post(world.port, "name=hits&wait=true")
+        assert (await post(world.port)).status == 202
+        port = world.proxy.admin_port
+        answer = await ask(port, "/drain", headers=DELIBERATE)
+        assert (answer.json()["rows_left"], answer.json()["refusing"]) == (1, False)
+        assert (await post(world.port)).status == 202, "it takes rows during the delay"
+        await until(lambda: world.status()["drain"]["rows_left"] == 0)
+        assert world.status()["drain"]["refusing"] is True
+        await world.tinybird.wait_for_rows("hits", 3)
+        assert (await ask(port, "/drain", method="DELETE", headers=DELIBERATE)).status == 200
+        assert (await post(world.port)).status == 202
+        await asyncio.sleep(0.1)
+        assert world.status()["drain"]["rows_left"] == 1
+
+
+async def test_rows_of_a_first_contact_count_as_left_before_anybody_is_promised_anything() -> None:
+    async with running_world() as world:
+        world.tinybird.set_faults(Fault(hang=True))
+        async with connected(world.port) as peer:
+            await peer.send(request("/v0/events?name=hits&wait=true", b"{}\n{}"))
+            await until(lambda: world.status()["drain"]["rows_left"] == 2)
 
 
 async def test_a_drain_goes_on_delivering() -> None:

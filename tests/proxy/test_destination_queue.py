@@ -72,6 +72,18 @@ def test_an_open_batch_is_due_one_flush_interval_after_its_first_item() -> None:
     assert queue.next_due(12.0, Trigger.INTERVAL) is batch
 
 
+def test_a_batch_that_needs_no_company_is_due_when_it_is_opened_and_the_next_one_is_not_when_it_does_again() -> None:
+    queue = make_queue(flush_interval_s=3600.0)
+    add(queue, numbered([1]), now=10.0)
+    queue.flush_at_once = True
+    assert queue.due_at() == 10.0
+    assert queue.next_due(10.0, Trigger.DRAIN) is not None
+    queue.flush_at_once = False
+    add(queue, numbered([2]), now=11.0)
+    assert queue.due_at() == 3611.0
+    assert shapes(queue) == [([1], Trigger.DRAIN)]
+
+
 def test_a_batch_that_waits_leaves_before_the_open_one_is_looked_at() -> None:
     queue = make_queue(max_rows=2)
     add(queue, numbered([1, 2]))

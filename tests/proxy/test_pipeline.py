@@ -626,6 +626,68 @@ async def test_nothing_is_promised_once_a_drain_has_begun_or_the_pipeline_has_en
     assert (pipeline.ledger().accepted, pipeline.ledger().delivered, imbalances(pipeline)) == (2, 2, [])
 
 
+# Emptied on request, without an end.
+
+
+async def test_what_is_open_leaves_at_once_when_nothing_more_is_to_come_and_waits_for_company_again_later() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(flush_interval_s=3600.0)) as pipeline:
+        one, two, three = await confirmed(pipeline, "one", "two", "three")
+        for client in (one, two, three):
+            client.offer(numbered(range(10)))
+        await asyncio.sleep(60)
+        assert pipeline.buffered_rows() == 30
+        pipeline.flush_at_once(True)
+        await asyncio.sleep(0.01)
+        assert (pipeline.buffered_rows(), len(tinybird.attempts)) == (0, 3)
+        assert pipeline.surroundings.meters.batches["drain"] == 3
+        # A destination that becomes known meanwhile is no exception.
+        four = Client(pipeline, "four")
+        await four.confirm()
+        four.offer(numbered([1]))
+        await asyncio.sleep(0.01)
+        assert pipeline.buffered_rows() == 0
+        pipeline.flush_at_once(False)
+        for client in (one, four):
+            client.offer(numbered([11]))
+        await asyncio.sleep(3599)
+        assert pipeline.buffered_rows() == 2
+        await asyncio.sleep(1.1)
+        assert (pipeline.buffered_rows(), imbalances(pipeline)) == (0, [])
+
+
+async def test_a_buffer_is_emptied_as_fast_as_tinybird_takes_it() -> None:
+    """Sixty batches, each answered after a second, sixteen at a time: four rounds, and none waits for the interval."""
+    tinybird = FakeUpstream()
+    setup = Setup(flush_interval_s=3600.0, batch_rows=10, rate=1000.0, concurrency=16)
+    async with running(tinybird, setup) as pipeline:
+        (hits,) = await confirmed(pipeline, "hits")
+        tinybird.will(then=after(1, 200))
+        for number in range(60):
+            hits.offer(numbered(range(9)) if number == 59 else numbered(range(10)))
+        pipeline.flush_at_once(True)
+        left = [pipeline.buffered_rows()]
+        for _ in range(4):
+            await asyncio.sleep(1.02)
+            left.append(pipeline.buffered_rows())
+        assert left == [599, 439, 279, 119, 0]
+
+
+async def test_what_tinybird_does_not_take_stays_through_an_emptying_and_leaves_when_it_does() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(flush_interval_s=3600.0)) as pipeline:
+        (hits,) = await confirmed(pipeline, "hits")
+        tinybird.will(then=503)
+        hits.offer(numbered([1, 2]))
+        pipeline.flush_at_once(True)
+        await asyncio.sleep(600)
+        assert pipeline.buffered_rows() == 2
+        assert pipeline.ledger().dropped == {}
+        tinybird.will(then=200)
+        await asyncio.sleep(31)
+        assert (pipeline.buffered_rows(), pipeline.ledger().delivered) == (0, 3)
+
+
 # What others want to know.
 
 

@@ -116,3 +116,31 @@ async def test_the_delay_may_be_cut_short() -> None:
     availability.begin_drain()
     availability.refuse()
     assert availability.refusing
+
+
+@pytest.mark.looptime
+async def test_listeners_hear_once_that_requests_are_refused_and_once_that_they_are_not() -> None:
+    availability, heard = started(drain_delay_s=5.0), list[bool]()
+    availability.on_refusing(heard.append)
+    availability.begin_drain()
+    assert availability.cancel_drain()
+    await asyncio.sleep(10.0)
+    assert heard == []
+    availability.begin_drain()
+    await asyncio.sleep(5.1)
+    availability.begin_drain()
+    availability.refuse()
+    assert heard == [True]
+    for _ in range(2):
+        assert availability.cancel_drain()
+    assert heard == [True, False]
+
+
+@pytest.mark.looptime
+async def test_a_delay_that_was_cut_short_is_not_heard_of_when_it_ends() -> None:
+    availability, heard = started(drain_delay_s=5.0), list[bool]()
+    availability.on_refusing(heard.append)
+    availability.begin_drain()
+    availability.refuse()
+    await asyncio.sleep(10.0)
+    assert heard == [True]

@@ -118,7 +118,8 @@ class Reporter:
             "drain": {
                 "draining": self.availability.draining_since is not None,
                 "refusing": self.availability.refusing,
-                "rows_left": s.buffer_rows,
+                # Those of a first contact too: they may be promised yet.
+                "rows_left": self.pipeline.surroundings.buffer.occupancy.row_count,
                 "seconds_to_drain": _rounded(s.seconds_to_drain),
             },
             "drain_time_s": s.drain_time_s,

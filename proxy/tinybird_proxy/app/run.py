@@ -114,6 +114,7 @@ async def running(
         pipeline = _build_pipeline(
             config, secrets, upstream, tracer, meters, _codec_in(threads, config.compression), instance
         )
+        availability.on_refusing(pipeline.flush_at_once)
         receiver = Receiver(
             ReceiveLimits(
                 max_body_bytes=config.max_body_bytes,

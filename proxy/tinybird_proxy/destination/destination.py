@@ -157,6 +157,11 @@ class Destination:
             self._expiry.hurry()
             self._expiry.expire(self._s.now(), self.pacing.reason, self.refusing.status)
 
+    def flush_at_once(self, at_once: bool) -> None:
+        """Whether what is open leaves as soon as it may, without waiting for company."""
+        self._queue.flush_at_once = at_once
+        self._wake.set()
+
     def drain(self, now: float, deadline: float) -> None:
         """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""
         self._draining = True
@@ -206,7 +211,7 @@ class Destination:
         """Begin what may begin now; return the seconds until the next turn, None if only an event can bring it."""
         now, queue = self._s.now(), self._queue
         self._expiry.expire(now, self.pacing.reason, self.refusing.status if self.refusing is not None else None)
-        trigger = Trigger.DRAIN if self._draining else Trigger.INTERVAL
+        trigger = Trigger.DRAIN if self._draining or queue.flush_at_once else Trigger.INTERVAL
         while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
             batch = self._next_batch(now, trigger)
             if batch is None:

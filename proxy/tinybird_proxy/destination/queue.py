@@ -25,6 +25,7 @@ class BatchQueue:
         self.waiting: list[FrozenBatch] = []  # oldest first
         self.in_flight: dict[str, FrozenBatch] = {}
         self.splits: list[Split] = []  # the first one is asked about, the others wait for it
+        self.flush_at_once = False  # whether the open batch waits for no company
         self._fresh: list[FrozenBatch] = []  # frozen since ``take_fresh`` was last called
 
     @property
@@ -82,7 +83,7 @@ class BatchQueue:
     def due_at(self) -> float:
         """When the open batch, which must be there, has waited for company long enough."""
         assert self.open is not None  # noqa: S101 - callers look first
-        return self.open.opened_at + self._limits.flush_interval_s
+        return self.open.opened_at + (0.0 if self.flush_at_once else self._limits.flush_interval_s)
 
     def begin(self, batch: FrozenBatch) -> None:
         """``batch``, waiting, goes in flight; or a piece of one that is being split does."""

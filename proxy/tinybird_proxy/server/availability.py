@@ -11,6 +11,7 @@ class Availability:
         self._drain_delay_s = drain_delay_s
         self._now = now
         self._timer: asyncio.TimerHandle | None = None
+        self._listeners: list[Callable[[bool], None]] = []
         self.started = False
         self.stopping = False
         self.draining_since: float | None = None
@@ -35,6 +36,10 @@ class Availability:
             return "stopping"
         return "running" if self.draining_since is None else "draining"
 
+    def on_refusing(self, listener: Callable[[bool], None]) -> None:
+        """``listener`` hears True when requests begin to be refused, and False when a cancelled drain ends that."""
+        self._listeners.append(listener)
+
     def begin_drain(self) -> None:
         """Unready now, refusing after the delay. Calling it again changes nothing."""
         if self.draining_since is not None:
@@ -53,9 +58,16 @@ class Availability:
             self._timer.cancel()
             self._timer = None
         self.draining_since = None
-        self.refusing = False
+        self._set_refusing(False)
         return True
 
     def refuse(self) -> None:
-        """From now on requests get 503."""
-        self.refusing = True
+        """From now on requests get 503. Calling it again changes nothing."""
+        self._set_refusing(True)
+
+    def _set_refusing(self, refusing: bool) -> None:
+        if refusing is self.refusing:
+            return
+        self.refusing = refusing
+        for listener in self._listeners:
+            listener(refusing)
