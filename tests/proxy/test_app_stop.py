@@ -298,8 +298,9 @@ async def test_a_second_signal_stops_at_once_and_says_what_that_cost() -> None:
         assert lost["rows_lost"] == left > 0
 
 
+@pytest.mark.parametrize("on_request_first", [False, True], ids=["at once", "after a drain on request"])
 async def test_the_termination_message_counts_what_is_at_risk_and_names_what_was_lost_of_all_clients(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    on_request_first: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = tmp_path / "termination-log"
     message.touch()
@@ -309,6 +310,9 @@ async def test_the_termination_message_counts_what_is_at_risk_and_names_what_was
         words = LastWords(world.proxy.pipeline, message, deadline=0.0)
         for token, body in (("client-1", b"{}"), ("client-2", b"{}\n{}\n{}")):
             assert (await post(world.port, body=body, token=token)).status == 202
+        if on_request_first:
+            assert (await ask(world.proxy.admin_port, "/drain", headers=DRAIN)).json()["rows_left"] == 4
+            await asyncio.sleep(0.1)
         now = asyncio.get_running_loop().time()
         await world.proxy.pipeline.drain(now, stop_now=asyncio.Event(), report=words.at_risk)
         assert message.read_text().startswith(
