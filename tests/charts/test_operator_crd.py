@@ -11,7 +11,7 @@ from tests.charts.rendering import OPERATOR, ROOT, Object, objects, one, render
 
 from tinybird_proxy_operator import checks, names, settings
 from tinybird_proxy_operator.manifests import Desired, build
-from tinybird_proxy_operator.manifests.environment import RESERVED
+from tinybird_proxy_operator.manifests.environment import ALLOWED, ALLOWED_PATTERN, RESERVED
 from tinybird_proxy_operator.spec import ProxySpec, parse
 
 CRD_FILE = OPERATOR / "files" / "crd.yaml"
@@ -142,6 +142,14 @@ def test_the_variables_that_users_may_not_set_are_those_of_the_operator() -> Non
     rules = SPEC["properties"]["pod"]["properties"]["env"]["items"]["properties"]["name"]["x-kubernetes-validations"]
     [listed] = [rule["rule"] for rule in rules if rule["rule"].startswith("!(self in [")]
     assert set(re.findall(r"'([A-Z_]+)'", listed)) == set(RESERVED)
+
+
+def test_the_same_variables_are_taken_as_by_the_operator() -> None:
+    rules = SPEC["properties"]["pod"]["properties"]["env"]["items"]["properties"]["name"]["x-kubernetes-validations"]
+    [taken] = [rule["rule"] for rule in rules if "||" in rule["rule"]]
+    pattern, _, listed = taken.partition(" || ")
+    assert pattern == f"self.matches('^({ALLOWED_PATTERN})$')"
+    assert set(re.findall(r"'([A-Z_]+)'", listed)) == ALLOWED
 
 
 def _compare(struct: type[msgspec.Struct], schema: Object, path: str) -> None:

@@ -102,6 +102,13 @@ def test_options_without_a_field_of_their_own_may_be_given_by_hand() -> None:
     assert (config.compression, config.upstream_rate) == ("zstd", 45)
 
 
+# What libraries read: with these the token, or what is sent with it, could go where no list of allowed hosts names.
+STEERING = (
+    *("https_proxy", "ALL_PROXY", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES", "SSLKEYLOGFILE", "SSL_CERT_FILE"),
+    *("LD_PRELOAD", "PYTHONPATH", "OPENSSL_CONF", "GLIBC_TUNABLES", "NODE", "OTEL", "otel_x", "XOTEL_A"),
+)
+
+
 def refusal(*entries: dict[str, Any]) -> str:
     with pytest.raises(SpecError) as refused:
         container_env(desired({"pod": {"env": list(entries)}}))
@@ -123,14 +130,18 @@ def test_no_name_that_the_operator_sets_may_be_given_by_hand(name: str) -> None:
         ("AUTHORIZATION_TOKEN", "would show a token"),
         ("ADMIN_TOKEN", "would show a token"),
         ("TLS_CERT_FILE", "names a file that nothing mounts"),
-        ("https_proxy", "would lead spans past the operator's allowedCollectors"),
-        ("ALL_PROXY", "would lead spans past the operator's allowedCollectors"),
+        *((name, "might lead what it sends elsewhere") for name in STEERING),
         ("1X", "is not the name of a variable"),
         ("", "is not the name of a variable"),
     ],
 )
 def test_names_that_would_do_harm_are_refused(name: str, says: str) -> None:
     assert says in refusal({"name": name, "value": "x"})
+
+
+@pytest.mark.parametrize("name", ["COMPRESSION", "TZ", "OTEL_RESOURCE_ATTRIBUTES", "NODE_NAME", "POD_UID", "K8S_ZONE"])
+def test_names_of_options_of_tracing_and_of_what_others_refer_to_are_taken(name: str) -> None:
+    container_env(desired({"pod": {"env": [{"name": name, "value": "zstd"}]}}))
 
 
 def test_every_option_that_holds_a_token_or_names_a_file_is_refused() -> None:
@@ -142,11 +153,11 @@ def test_every_option_that_holds_a_token_or_names_a_file_is_refused() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        {"name": "A", "valueFrom": {"secretKeyRef": {"name": "other", "key": "token"}}},
-        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "other", "key": "token"}}},
-        {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}, "secretKeyRef": {"name": "other", "key": "t"}}},
-        {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "A", "value": 1},
+        {"name": "POD_A", "valueFrom": {"secretKeyRef": {"name": "other", "key": "token"}}},
+        {"name": "POD_A", "valueFrom": {"configMapKeyRef": {"name": "other", "key": "token"}}},
+        {"name": "POD_A", "valueFrom": {"fieldRef": {"fieldPath": "x"}, "secretKeyRef": {"name": "other", "key": "t"}}},
+        {"name": "POD_A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "POD_A", "value": 1},
     ],
 )
 def test_an_entry_is_a_value_or_a_field_of_the_pod_and_never_reads_a_secret(entry: dict[str, Any]) -> None:
@@ -154,7 +165,7 @@ def test_an_entry_is_a_value_or_a_field_of_the_pod_and_never_reads_a_secret(entr
 
 
 def test_every_wrong_entry_is_named_at_once() -> None:
-    says = refusal({"name": "PORT", "value": "1"}, {"name": "A", "value": "1"}, {"name": "A", "value": "2"}, {})
+    says = refusal({"name": "PORT", "value": "1"}, {"name": "POD_A", "value": "1"}, {"name": "POD_A", "value": "2"}, {})
     assert "spec.pod.env[0]: PORT" in says
-    assert "spec.pod.env[2]: A is there twice" in says
+    assert "spec.pod.env[2]: POD_A is there twice" in says
     assert "spec.pod.env[3].name: None" in says

@@ -99,9 +99,17 @@ def _reserved() -> dict[str, str]:
 
 
 RESERVED: Final[Mapping[str, str]] = _reserved()
-# The exporter of spans would follow them past the list of allowed collectors.
-_HTTP_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+# Nothing else: libraries read variables too, and with LOCALDOMAIN, HTTPS_PROXY or SSLKEYLOGFILE the token could be led
+# past the operator's lists of allowed hosts. The last three prefixes are for names that others refer to as $(…).
+ALLOWED: Final = frozenset(option.variable for option in OPTIONS) - RESERVED.keys()
+ALLOWED_PATTERN: Final = "TZ|(OTEL|POD|NODE|K8S)_[A-Z0-9_]+"
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+_NOT_ALLOWED: Final = (
+    "is none of the proxy's options, and might lead what it sends elsewhere. Others may be TZ, or begin with OTEL_, or,"
+    " for use as $(…), with POD_, NODE_ or K8S_"
+)
 
 
 def problems(spec: ProxySpec) -> list[str]:
@@ -115,8 +123,8 @@ def problems(spec: ProxySpec) -> list[str]:
             found.append(f"{where}.name: {name!r} is not the name of a variable")
         elif name in RESERVED:
             found.append(f"{where}: {name} {RESERVED[name]}")
-        elif name.upper() in _HTTP_PROXIES:
-            found.append(f"{where}: {name} would lead spans past the operator's allowedCollectors; leave it out")
+        elif name not in ALLOWED and not re.fullmatch(ALLOWED_PATTERN, name):
+            found.append(f"{where}: {name} {_NOT_ALLOWED}")
         elif name in seen:
             found.append(f"{where}: {name} is there twice; leave one of them out")
         elif not _is_plain(entry) and not _is_field(entry):
