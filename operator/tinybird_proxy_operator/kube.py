@@ -179,14 +179,14 @@ class Kube:
     async def set_scale(self, namespace: str, name: str, replicas: int, *, resource_version: str) -> None:
         """Write ``spec.replicas`` of a TinybirdProxy through ``/scale``, unless it has changed since it was read."""
         body = {"metadata": {"resourceVersion": resource_version}, "spec": {"replicas": replicas}}
-        path = RESOURCES[KIND].path(namespace, name, "scale")
-        await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+        path, query = RESOURCES[KIND].path(namespace, name, "scale"), {"fieldManager": FIELD_MANAGER}
+        await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
 
     async def set_replicas(self, namespace: str, name: str, replicas: int, *, uid: str) -> Object:
         """Change nothing but the number of pods of a Deployment of ours."""
         body = {"metadata": {"uid": uid}, "spec": {"replicas": replicas}}
-        path = RESOURCES["Deployment"].path(namespace, name)
-        return await self._call("PATCH", path, body=body, content_type=_MERGE_PATCH)
+        path, query = RESOURCES["Deployment"].path(namespace, name), {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
 
     async def change(self, live: Object, patch: Object) -> Object:
         """Merge ``patch`` into the object ``live``; None takes a field away. Raises ``Conflict`` if it has changed."""

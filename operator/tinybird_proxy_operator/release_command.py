@@ -59,15 +59,20 @@ async def release_all(
     say: Callable[[str], None],
 ) -> list[str]:
     """Stop the operator, then release. Returns what could not be done, in sentences."""
+    stopped = (
+        f"The operator is stopped, or about to. Uninstall again when that is put right, or start it: kubectl scale"
+        f" --namespace {settings.operator_namespace} deployment/{deployment} --replicas=2"
+    )
     try:
         if left := await _stop(kube, settings, deployment, sleep):
             return [
                 f"Still there after {STOP_TIMEOUT_S:.0f} s: {', '.join(left)} in {settings.operator_namespace}. The"
-                " operator would put its finalizers back, so none was removed. Delete the pod, and uninstall again."
+                " operator would put its finalizers back, so none was removed. Delete the pod, and uninstall again.",
+                stopped,
             ]
         found = await _resources(kube, settings.watch_namespaces, say)
     except KubeError as error:
-        return [f"Nothing was released: {error}"]
+        return [f"Nothing was released: {error}", *([stopped] if deployment else [])]
     ours, problems, released = finalizer(settings.controller_class), [], 0
     for body in found:
         name = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
@@ -77,6 +82,8 @@ async def release_all(
                 released += 1
         except KubeError as error:
             problems.append(f"{name} keeps the finalizer {ours}: {error}")
+    if problems and deployment:
+        problems.append(stopped)
     say(f"{released} of {len(found)} TinybirdProxies were released; they stay, and so does what they run.")
     return problems
 

@@ -188,7 +188,7 @@ def test_what_the_chart_does_not_allow_is_told_with_the_value_to_change(
     settings = operator_settings(OPERATOR_POD_LABELS=labels)
     finding = found(facts(body=body({"replicas": 1, **spec}), settings=settings, secrets=[]), reason)
     assert finding.commands[-1] == (
-        f"helm upgrade proxies CHART --namespace tinybird-system --reuse-values --set-json {value}"
+        f"helm upgrade proxies CHART --namespace tinybird-system --reset-then-reuse-values --set-json {value}"
     )
 
 

@@ -80,7 +80,7 @@ async def test_the_operator_is_stopped_before_the_first_finalizer_is_removed(api
 async def test_an_operator_that_does_not_end_keeps_every_finalizer_and_is_named(api: FakeApi, run: Run) -> None:
     installed(api)
     proxy(api)
-    (problem,) = await run()
+    problem, _ = await run()
     assert f"{OPERATOR}-1 in {HERE}" in problem
     assert sum(run.slept) == STOP_TIMEOUT_S
     assert run.finalizers() == [OURS]
@@ -131,8 +131,9 @@ async def test_a_watched_namespace_that_is_gone_keeps_nothing_back(api: FakeApi,
 
 async def test_what_may_not_be_read_at_all_is_told(api: FakeApi, run: Run) -> None:
     api.fail(403, path="/tinybirdproxies", times=9)
-    [problem] = await run()
+    [problem, what_now] = await run()
     assert problem.startswith("Nothing was released: ")
+    assert "kubectl scale" in what_now
 
 
 async def test_without_an_operator_a_crd_or_a_resource_it_is_done_at_once(api: FakeApi, run: Run) -> None:
@@ -162,7 +163,7 @@ async def test_what_could_not_be_released_is_named_and_the_others_are_released(a
     proxy(api, "a")
     proxy(api, "b")
     api.fail(403, method="PATCH", path="tinybirdproxies/a", message="no right")
-    (problem,) = await run()
+    problem, _ = await run()
     assert problem.startswith(f"shop/a keeps the finalizer {OURS}: ")
     assert problem.endswith("no right")
     assert (run.finalizers("a"), run.finalizers("b")) == ([OURS], [])
@@ -177,8 +178,9 @@ async def test_one_that_goes_meanwhile_is_no_problem(api: FakeApi, run: Run) -> 
 async def test_an_api_server_that_fails_is_told(api: FakeApi, run: Run) -> None:
     proxy(api)
     api.fail(500, method="GET", times=TRIES)
-    (problem,) = await run()
+    (problem, what_now) = await run()
     assert problem.startswith("Nothing was released: ")
+    assert "The operator is stopped" in what_now
     assert run.finalizers() == [OURS]
 
 

@@ -331,6 +331,6 @@ def _helm(settings: OperatorSettings, value: str, items: list[str]) -> str:
     release = settings.operator_pod_labels.get(INSTANCE_LABEL, "RELEASE")
     given = f"{value}={msgspec.json.encode(items).decode()}"
     return (
-        f"helm upgrade {release} CHART --namespace {settings.operator_namespace} --reuse-values"
+        f"helm upgrade {release} CHART --namespace {settings.operator_namespace} --reset-then-reuse-values"
         f" --set-json {shlex.quote(given)}"
     )
