@@ -89,6 +89,15 @@ def test_foreground_deletion_and_that_of_the_namespace_do_not_wait_for_the_opera
     run("kubectl", "delete", "namespace", namespace.name, "--wait", "--timeout=80s")
 
 
+def test_a_foreground_deletion_leaves_the_pods_the_time_to_deliver(namespace: Namespace) -> None:
+    _deployed(namespace, batch={"flushIntervalMilliseconds": 60_000})
+    namespace.post("first")  # an unknown data source is asked about at once
+    namespace.post("in the buffer")
+    assert "in the buffer" not in namespace.rows()
+    namespace.kubectl("delete", "tbp", "events", "--cascade=foreground", "--wait", "--timeout=60s")
+    namespace.until_arrived("in the buffer")
+
+
 def test_orphaned_pods_go_on_serving(namespace: Namespace) -> None:
     _deployed(namespace)
     token, [pod] = namespace.client_token(), namespace.pods()
