@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
+from tests.e2e import foreign_crds
 from tests.e2e.conftest import LABEL
 from tests.e2e.kubectl import OPERATOR_CHART, OPERATOR_VALUES, CommandFailed, Namespace, run, token_secret, until
 
@@ -128,6 +130,28 @@ def test_an_operator_can_be_uninstalled_when_one_of_its_namespaces_is_no_more(na
     ):
         run("kubectl", "delete", "namespace", gone.name, "--wait")
     assert namespace.find("deployments,roles,rolebindings", f"app.kubernetes.io/instance={release}") == []
+
+
+def test_an_operator_that_may_make_pod_monitors_makes_them_as_prometheus_operator_has_them(
+    namespace: Namespace,
+) -> None:
+    foreign_crds.install(foreign_crds.PROMETHEUS_OPERATOR, "podmonitors", "prometheusrules")
+    release = f"watched-{namespace.name}"
+    proxy = namespace.forwarding_to_tinybird(monitoring={"podMonitor": "Enabled"})
+    with _operator(namespace, release, release, watchNamespaces=[namespace.name], rbac={"podMonitors": True}):
+        namespace.apply(token_secret(), _with_class(proxy, "events", release))
+        namespace.wait_ready()
+        made = until("the PodMonitor", lambda: namespace.find("podmonitors"))[0]
+        assert made["spec"]["selector"]["matchLabels"]["tinybird-proxy.io/proxy"] == "events"
+        namespace.patch("tinybirdproxy", "events", {"spec": {"monitoring": {"podMonitor": "Disabled"}}})
+        until("no PodMonitor", lambda: not namespace.find("podmonitors"))
+        namespace.kubectl("delete", "tinybirdproxy", "events", "--wait", "--timeout=20s")
+    for chart in (OPERATOR_CHART, OPERATOR_CHART.parent / "tinybird-proxy"):
+        values = ("--values", chart / "ci" / "everything-values.yaml", "--namespace", namespace.name)
+        rendered = yaml.safe_load_all(run("helm", "template", "x", chart, *values))
+        monitoring = [each for each in rendered if each and each["kind"] in ("PodMonitor", "PrometheusRule")]
+        assert {each["kind"] for each in monitoring} == {"PodMonitor", "PrometheusRule"}
+        namespace.kubectl("create", "--dry-run=server", "--filename", "-", stdin=yaml.safe_dump_all(monitoring))
 
 
 def _may(account: str, verb: str, kind: str, namespace: Namespace) -> bool:
