@@ -132,7 +132,7 @@ def test_an_operator_can_be_uninstalled_when_one_of_its_namespaces_is_no_more(na
     assert namespace.find("deployments,roles,rolebindings", f"app.kubernetes.io/instance={release}") == []
 
 
-def test_an_operator_that_may_make_pod_monitors_makes_them_as_prometheus_operator_has_them(
+def test_an_operator_that_may_make_pod_monitors_makes_such_as_the_api_server_takes(
     namespace: Namespace,
 ) -> None:
     foreign_crds.install(foreign_crds.PROMETHEUS_OPERATOR, "podmonitors", "prometheusrules")
