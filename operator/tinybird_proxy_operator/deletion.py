@@ -6,8 +6,6 @@ taken again. Meanwhile the operator applies, scales and creates nothing.
 """
 
 import asyncio
-import base64
-import binascii
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,29 +13,19 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from tinybird_proxy_operator.children import is_ours
+from tinybird_proxy_operator import drains
 from tinybird_proxy_operator.errors import Forbidden, NamespaceTerminating, NotFound
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
-from tinybird_proxy_operator.names import (
-    ADMIN_TOKEN_KEY,
-    DELETE_ANNOTATION,
-    ConditionType,
-    Reason,
-    admin_secret,
-    finalizer,
-    some,
-)
+from tinybird_proxy_operator.names import DELETE_ANNOTATION, ConditionType, Reason, finalizer, some, two_digits
 from tinybird_proxy_operator.observed import Observed, PodFacts
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.spec import Drain, Proxy
-from tinybird_proxy_operator.status import two_digits
 
 # How soon to look again: while pods drain, and when that takes longer than it should.
 DRAINING_S: Final = 1.0
 OVERDUE_S: Final = 5.0
-_TOLD_AT_ONCE: Final = 10
 _log = logging.getLogger("tinybird_proxy_operator")
 _Verdict = tuple[str, Reason, str]  # status, reason, message
 _Farewell = tuple[Reason, str]
@@ -85,16 +73,9 @@ def decide(pods: Sequence[PodFacts], drain: Drain, *, has_workload: bool, overdu
     """Why it may go now, as far as its workload and its pods tell; None: it is waited for."""
     if not has_workload:
         return Release.NO_WORKLOAD
-    if all(map(holds_nothing, pods)):
+    if all(pod.holds_nothing for pod in pods):
         return Release.EMPTY
     return Release.DROPPED if overdue and drain.on_deadline == "Drop" else None
-
-
-def holds_nothing(pod: PodFacts) -> bool:
-    """Whether no row goes with the pod, and none will come. No answer is no answer, unless no process is there."""
-    if pod.report is None:
-        return not pod.running
-    return pod.report.draining and pod.report.rows == 0
 
 
 def verdict(proxy: Proxy, pods: Sequence[PodFacts], *, overdue: bool, hindrance: str | None) -> _Verdict:
@@ -222,34 +203,20 @@ class Deletions:
         """Tell every pod that answers and does not drain yet; what the pods say then, and what was in the way."""
         if all(pod.report is None or pod.report.draining for pod in found):
             return list(found), None
-        secret = admin_secret(proxy.name)
-        token = await self._admin_token(proxy, secret)
+        token = await drains.admin_token(self.kube, proxy)
         if token is None:
-            return list(
-                found
-            ), f"Secret {secret}, with the token that tells pods to drain, is gone or not the operator's."
-        limit = asyncio.Semaphore(_TOLD_AT_ONCE)
+            return list(found), drains.no_token(proxy)
+        limit = asyncio.Semaphore(drains.TOLD_AT_ONCE)
 
         async def tell(pod: PodFacts) -> PodFacts:
-            if pod.report is None or pod.report.draining or pod.ip is None:
+            if pod.report is None or pod.report.draining:
                 return pod
             async with limit:
-                rows = await self.pods.begin_drain(pod.ip, token)
-            return pod if rows is None else replace(pod, report=replace(pod.report, draining=True, rows=rows))
+                return await drains.begin(self.pods, pod, token)
 
         told = list(await asyncio.gather(*map(tell, found)))
         deaf = [pod.name for pod in told if pod.report is not None and not pod.report.draining]
-        return told, f"{some(deaf)} did not begin to drain with the token of Secret {secret}." if deaf else None
-
-    async def _admin_token(self, proxy: Proxy, secret: str) -> str | None:
-        found = await self.kube.find("Secret", proxy.namespace, secret)
-        if found is None or not is_ours(found, proxy):
-            return None
-        try:
-            value = base64.b64decode((found.get("data") or {}).get(ADMIN_TOKEN_KEY, ""), validate=True)
-            return value.decode("ascii").strip() or None
-        except (binascii.Error, UnicodeDecodeError):
-            return None
+        return told, drains.deaf(proxy, deaf) if deaf else None
 
     async def _release(self, why: Release, proxy: Proxy, body: Object, told: Sequence[_Farewell]) -> None:
         # Told before: afterwards there may be nobody left who knows.

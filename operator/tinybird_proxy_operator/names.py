@@ -1,5 +1,6 @@
 """Names that the operator, its charts and its tests share: API, labels, annotations, children, conditions. Pure."""
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
@@ -18,7 +19,11 @@ PROXY_LABEL: Final = f"{GROUP}/proxy"
 # On a Secret of a user's: the operator may mount it.
 USE_LABEL: Final = f"{GROUP}/use"
 USE_TOKEN: Final = "token"  # noqa: S105 - a label's value
+# On a pod that is to go: the label is the decision, whatever its value, and the annotations say since when and to
+# Kubernetes that it goes before others.
 DRAINING_LABEL: Final = f"{GROUP}/draining"
+DRAINING_SINCE_ANNOTATION: Final = f"{GROUP}/draining-since"
+DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 # On a Deployment: what its author had asked when its template went out, and the upgrade that let it out, if one did.
 MADE_FOR_ANNOTATION: Final = f"{GROUP}/made-for"
 UPGRADED_ANNOTATION: Final = f"{GROUP}/upgraded-to"
@@ -65,6 +70,14 @@ def some(names: Sequence[str]) -> str:
     """The first three, and how many more there are, for sentences."""
     more = len(names) - 3
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def two_digits(value: float) -> int:
+    """``value`` with two significant digits, so that a status is not written for every row."""
+    if value <= 0:
+        return 0
+    magnitude: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return round(value / magnitude) * magnitude
 
 
 def selector_labels(name: str) -> dict[str, str]:
@@ -132,6 +145,8 @@ class Reason(StrEnum):
     CLIENT_TOKEN_REPLACED = "ClientTokenReplaced"  # noqa: S105
     CLIENT_TOKEN_ROTATED = "ClientTokenRotated"  # noqa: S105
     DELETING = "Deleting"
+    SCALING_DOWN = "ScalingDown"
+    WRONG_POD_REMOVED = "WrongPodRemoved"
     DRAIN_DEADLINE_EXCEEDED = "DrainDeadlineExceeded"
     ROWS_DROPPED = "RowsDropped"
     DEAD_LETTERS_DROPPED = "DeadLettersDropped"

@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from tinybird_proxy_operator.names import CONTAINER, UPGRADED_ANNOTATION, Reason
+from tinybird_proxy_operator.names import (
+    CONTAINER,
+    DELETION_COST_ANNOTATION,
+    DRAINING_LABEL,
+    DRAINING_SINCE_ANNOTATION,
+    UPGRADED_ANNOTATION,
+    Reason,
+)
 from tinybird_proxy_operator.preflight import Decision
 
 _ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
@@ -25,7 +33,8 @@ class ProxyReport:
     """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows.
 
     ``clients_hash``: of the list of client tokens that it accepts. ``next_token_hash``: of a changed token for
-    Tinybird that it tries with its next rows.
+    Tinybird that it tries with its next rows. ``draining``: routers are to look away; ``refusing``: no row comes in.
+    ``delivered_rows_1m``: None: an earlier proxy, which does not count them.
     """
 
     rows: int
@@ -40,9 +49,11 @@ class ProxyReport:
     candidate_rejected: bool
     clients_hash: str | None = None
     draining: bool = False
+    refusing: bool = False
     dead_letter_rows: int = 0
     uptime_s: float | None = None
     next_token_hash: str | None = None
+    delivered_rows_1m: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +63,8 @@ class PodFacts:
     ``placed``: it is on a node, so it may have read its Secrets.
     ``running``: there is a process in it that could hold rows, as far as its node says.
     ``lost_rows``: what the process that ran out of memory held at the last look; None if that is not known.
+    ``labelled``: it is to go, see ``DRAINING_LABEL``; ``draining_since`` and ``deletion_cost`` are written with that.
+    ``excess``: its ReplicaSet has more pods than it is to have, or has not seen how many: one may go at any moment.
     """
 
     name: str
@@ -63,11 +76,28 @@ class PodFacts:
     placed: bool = True
     running: bool = True
     lost_rows: int | None = None
+    terminating: bool = False
+    labelled: bool = False
+    draining_since: datetime | None = None
+    deletion_cost: int = 0
+    excess: bool = False
+    uid: str = ""
+    resource_version: str = ""
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no row goes with the pod, and none will come. No answer is no answer, unless no process is there."""
+        if self.report is None:
+            return not self.running
+        return self.report.draining and self.report.refusing and self.report.rows == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The Deployment, as far as it decides how things stand. ``upgraded_to``: the upgrade that let its template out."""
+    """The Deployment, as far as it decides how things stand. ``upgraded_to``: the upgrade that let its template out.
+
+    ``draining``: pods that are to go, and so are not available for a good reason. The Deployment does not know that.
+    """
 
     generation_seen: bool
     replicas: int
@@ -76,11 +106,17 @@ class Workload:
     available: int
     failed: str | None
     upgraded_to: str | None = None
+    draining: int = 0
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether no pod of another template is left, be they available or not."""
+        return self.generation_seen and self.replicas == self.updated
 
     @property
     def settled(self) -> bool:
         """Whether every pod runs the present template and no other is left."""
-        return self.generation_seen and self.replicas == self.updated == self.available
+        return self.rolled_out and self.available >= self.replicas - self.draining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +125,8 @@ class Observed:
 
     ``held``: for the rows that wait; ``queued``: for other resources, in an upgrade.
     ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
-    ``draining``: status, reason and message of that condition, while the resource is being deleted.
+    ``draining``: status, reason and message of that condition, while the resource is being deleted; ``shrinking``: the
+    same while it is scaled down.
     """
 
     wanted_replicas: int | None
@@ -105,6 +142,15 @@ class Observed:
     preflight: Decision | None = None
     queued: str | None = None
     draining: tuple[str, Reason, str] | None = None
+    shrinking: tuple[str, Reason, str] | None = None
+
+
+def accepted_by(observed: Observed) -> dict[str, str | None] | None:
+    """The list of client tokens that each pod accepts, by its hash; None: it is not known which pods there are."""
+    workload, placed = observed.workload, [pod for pod in observed.pods if pod.placed]
+    if observed.wanted_replicas and not (workload is not None and workload.generation_seen and placed):
+        return None
+    return {pod.name: None if pod.report is None else pod.report.clients_hash for pod in placed}
 
 
 class _Buffer(msgspec.Struct):
@@ -138,9 +184,16 @@ class _Destination(msgspec.Struct):
     cause: str | None
 
 
-class _Drain(msgspec.Struct):
+class DrainState(msgspec.Struct, frozen=True):
+    """What a proxy says of its drain, in its ``/status`` and when it is told to begin or to end it."""
+
     draining: bool = False
+    refusing: bool = False
     rows_left: int = 0
+
+
+class _UpstreamRequests(msgspec.Struct):
+    delivered_rows_1m: int | None = None
 
 
 class _DeadLetters(msgspec.Struct):
@@ -152,7 +205,8 @@ class _Status(msgspec.Struct):
     tokens: _Tokens
     destinations: list[_Destination]
     uptime_s: float | None = None
-    drain: _Drain = msgspec.field(default_factory=lambda: _Drain(draining=False))
+    drain: DrainState = DrainState()
+    upstream_requests: _UpstreamRequests = msgspec.field(default_factory=_UpstreamRequests)
     dead_letters: _DeadLetters = msgspec.field(default_factory=lambda: _DeadLetters(rows=0))
 
 
@@ -175,18 +229,22 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         candidate_rejected=candidate is not None and candidate.rejected,
         clients_hash=None if said.tokens.clients is None else said.tokens.clients.hash,
         draining=said.drain.draining,
+        refusing=said.drain.refusing,
         dead_letter_rows=said.dead_letters.rows,
         uptime_s=said.uptime_s,
         next_token_hash=None if candidate is None or candidate.rejected else candidate.hash,
+        delivered_rows_1m=said.upstream_requests.delivered_rows_1m,
     )
 
 
-def read_rows_left(body: bytes | bytearray) -> int:
-    """What a proxy answers when it is told to drain: rows left. Raises ``msgspec.DecodeError`` if it is not that."""
-    said = msgspec.json.decode(body, type=_Drain)
-    if not said.draining:
-        raise msgspec.ValidationError("it does not drain")
-    return said.rows_left
+def read_drain(body: bytes | bytearray) -> DrainState:
+    """What a proxy answers when it is told to drain, or no longer to. Raises ``msgspec.DecodeError`` if it is not that.
+
+    What does not say ``draining`` is somebody else's answer.
+    """
+    if "draining" not in msgspec.json.decode(body, type=dict[str, Any]):
+        raise msgspec.ValidationError("no word of draining")
+    return msgspec.json.decode(body, type=DrainState)
 
 
 def read_workload(deployment: Mapping[str, Any]) -> Workload:
@@ -224,8 +282,10 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
             state.get("terminated", {}).get("reason"),
             last.get("terminated", {}).get("reason"),
         )
+    metadata = pod["metadata"]
+    annotations = metadata.get("annotations") or {}
     return PodFacts(
-        name=pod["metadata"]["name"],
+        name=metadata["name"],
         ip=status.get("podIP"),
         ready=ready,
         waiting=waiting,
@@ -233,4 +293,27 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
         report=report,
         placed=bool(pod.get("spec", {}).get("nodeName") or status.get("podIP")),
         running=running,
+        terminating="deletionTimestamp" in metadata,
+        labelled=DRAINING_LABEL in (metadata.get("labels") or {}),
+        draining_since=_read_time(annotations.get(DRAINING_SINCE_ANNOTATION)),
+        deletion_cost=_read_integer(annotations.get(DELETION_COST_ANNOTATION)),
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion", ""),
     )
+
+
+def _read_time(text: str | None) -> datetime | None:
+    """A time as RFC 3339 in UTC; None: that is none."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def _read_integer(text: str | None) -> int:
+    """0, as to Kubernetes, for what is none."""
+    try:
+        return int(text or "0")
+    except ValueError:
+        return 0

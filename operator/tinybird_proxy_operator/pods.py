@@ -9,7 +9,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from tinybird_proxy_operator.observed import ProxyReport, read_report, read_rows_left
+from tinybird_proxy_operator.observed import DrainState, ProxyReport, read_drain, read_report
 
 ANSWER_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 16 * 2**20
@@ -31,12 +31,18 @@ class Pods:
         """The same, as ``read`` makes it of the body; it raises ``msgspec.DecodeError`` if that is no proxy's."""
         return await self._ask("GET", ip, "/status", read)
 
-    async def begin_drain(self, ip: str, token: str) -> int | None:
-        """Have the proxy at ``ip`` refuse what is new and deliver the rest. Rows that it has left; None if it did not.
+    async def begin_drain(self, ip: str, token: str) -> DrainState | None:
+        """Have the proxy at ``ip`` refuse what is new and deliver the rest. None if it does not.
 
         Once more changes nothing.
         """
-        return await self._ask("POST", ip, "/drain", read_rows_left, token=token)
+        said = await self._ask("POST", ip, "/drain", read_drain, token=token)
+        return said if said is not None and said.draining else None
+
+    async def cancel_drain(self, ip: str, token: str) -> bool:
+        """Have the proxy at ``ip`` serve as before. False if it does not, for instance because its process stops."""
+        said = await self._ask("DELETE", ip, "/drain", read_drain, token=token)
+        return said is not None and not said.draining
 
     async def _ask(
         self, method: str, ip: str, path: str, read: Callable[[bytearray], _Answer], *, token: str | None = None

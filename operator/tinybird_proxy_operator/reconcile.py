@@ -26,12 +26,13 @@ from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.names import KIND, Reason, client_secret
-from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, read_workload
+from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, accepted_by, read_workload
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.rollouts import Rollouts, Verdict
 from tinybird_proxy_operator.settings import OperatorSettings
+from tinybird_proxy_operator.shrinking import Scaling, Shrinks
 from tinybird_proxy_operator.spec import Proxy, parse
 from tinybird_proxy_operator.status import differs, make_status, out_of_memory
 from tinybird_proxy_operator.workloads import read_pods
@@ -83,10 +84,12 @@ class Reconciler:
 
     _rotations: Rotations = field(init=False)
     _rollouts: Rollouts = field(init=False)
+    _shrinks: Shrinks = field(init=False)
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
-        self._rollouts = Rollouts(self.kube, self.pods, self.settings, self.utc_now, self.now)
+        self._rollouts = Rollouts(self.kube, self.settings, self.utc_now, self.now)
+        self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
@@ -146,6 +149,7 @@ class Reconciler:
         self._held.pop(key, None)
         self._rotations.forget(key)
         self._rollouts.forget(key)
+        self._shrinks.forget(key)
         self.deletions.forget(key)
 
     async def _let_go(self, body: Object) -> float | None:
@@ -193,14 +197,16 @@ class Reconciler:
         queued = self._rollouts.queued(key) if was_queued else None
         in_order = known == present and was_queued == (queued is not None)  # or its turn has come
         client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
-        live = await self._deployment(proxy) if problems or in_order else None
-        if problems:
+        wanted = None if problems else proxy.spec.replicas
+        scaling = await self._shrinks.look(key, proxy, await self._deployment(proxy), body, wanted=wanted)
+        live = scaling.deployment
+        if problems or scaling.fell:  # a changed template goes out when the pods that are too many have gone
             outcome = _Outcome(problems=problems, deployment=live)
-        elif in_order and live is not None and is_ours(live, proxy):
+        elif in_order and live is not None and scaling.pods is not None and not scaling.rises:
             outcome = _Outcome(deployment=live, verdict=Verdict(queued=queued))
             self._in_order[key] = present, was_queued
         else:
-            outcome = await self._apply(key, proxy, body, token, client)
+            outcome = await self._apply(key, proxy, body, token, client, scaling)
             verdict = outcome.verdict
             if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
                 self._in_order[key] = present, verdict.queued is not None
@@ -212,14 +218,14 @@ class Reconciler:
             except (Forbidden, Invalid) as refused:
                 outcome.problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
         verdict, problems = outcome.verdict, list(outcome.problems)
-        observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=verdict.pods)
+        observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=scaling.pods)
         if client is not None:
             desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
-            await _tried(self._rotations.go_on(key, desired, client, _accepted_by(observed)), problems)
+            await _tried(self._rotations.go_on(key, desired, client, accepted_by(observed)), problems)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=verdict.held, queued=verdict.queued, preflight=verdict.preflight)
-        observed = replace(observed, problems=problems, notes=notes)
-        return min(await self._report(key, proxy, body, observed), self._rotations.again_s(key))
+        observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
+        return min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
         return await self.kube.find("Deployment", proxy.namespace, proxy.name)
@@ -241,20 +247,22 @@ class Reconciler:
             return Token(token.hash, other.problem, token.note or other.note)
         return token
 
-    async def _apply(self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None) -> _Outcome:
+    async def _apply(
+        self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None, scaling: Scaling
+    ) -> _Outcome:
         """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
         out = _Outcome()
-        desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
+        desired = Desired(proxy=proxy, replicas=scaling.replicas, settings=self.settings)
         try:
             wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
         except SpecError as error:
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
-            return _Outcome(problems=problems, deployment=await self._deployment(proxy))
+            return _Outcome(problems=problems, deployment=scaling.deployment)
         found: list[Object] = []
         for kind in (kind for _, kind in manifests.KINDS if kind != "PodMonitor" or self.settings.pod_monitors):
             found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
         lives = {each["kind"]: each for each in found if each["metadata"]["name"] == proxy.name}
-        live = out.deployment = lives.get("Deployment") or await self._deployment(proxy)
+        live = out.deployment = lives.get("Deployment") or scaling.deployment
         wanting = generates_client_token(proxy) and client is None
         secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
         made = await _tried(secrets, out.problems)
@@ -266,9 +274,11 @@ class Reconciler:
             kind = manifest["kind"]
             if kind == "Deployment":
                 if complete:
-                    judging = self._rollouts.judge(key, desired, manifest, live, body, token_hash=token.hash)
+                    judging = self._rollouts.judge(
+                        key, desired, manifest, live, body, token_hash=token.hash, pods=scaling.pods or ()
+                    )
                     out.verdict = await _tried(judging, out.problems) or out.verdict
-                step = self._put_deployment(proxy, manifest["spec"]["replicas"], live, applied, out)
+                step = self._put_deployment(proxy, scaling.replicas, live, applied, out)
             else:
                 step = self._put(proxy, manifest, applied, lives.get(kind))
             complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
@@ -302,8 +312,7 @@ class Reconciler:
         elif live is not None:
             if not is_ours(live, proxy):
                 raise NameTaken("Deployment", proxy.name)
-            now = live["spec"].get("replicas")
-            if now is None or replicas > now or (replicas < now and out.verdict.may_shrink):
+            if live["spec"].get("replicas") != replicas:
                 uid = live["metadata"]["uid"]
                 out.deployment = await self.kube.set_replicas(proxy.namespace, proxy.name, replicas, uid=uid)
         return out.deployment
@@ -327,9 +336,10 @@ class Reconciler:
         key = Key(proxy.namespace, proxy.name)
         self._held[key] = known = remember(self._held.get(key, {}), pods or (), self.now())
         pods = with_lost_rows(known, pods or ())
+        leaving = sum(pod.labelled and not pod.terminating for pod in pods)
         return Observed(
             wanted_replicas=proxy.spec.replicas,
-            workload=None if ours is None else read_workload(ours),
+            workload=None if ours is None else replace(read_workload(ours), draining=leaving),
             pods=pods if ours is not None else [],
             problems=problems,
             held=None,
@@ -373,14 +383,6 @@ class Reconciler:
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED
         return SOON_S if moving or trying or observed.held is not None else FIGURES_S
-
-
-def _accepted_by(observed: Observed) -> dict[str, str | None] | None:
-    """The list of client tokens that each pod accepts, by its hash; None: it is not known which pods there are."""
-    workload, placed = observed.workload, [pod for pod in observed.pods if pod.placed]
-    if observed.wanted_replicas and not (workload is not None and workload.generation_seen and placed):
-        return None
-    return {pod.name: None if pod.report is None else pod.report.clients_hash for pod in placed}
 
 
 async def _tried(step: Awaitable[_Result], problems: list[Problem]) -> _Result | None:

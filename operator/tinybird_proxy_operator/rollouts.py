@@ -1,12 +1,12 @@
 """Whether a resource's template goes out now: the reads that it takes, in order; what decides is pure.
 
-rows that wait, or a pod that does not tell      held, and no pod is taken away
+rows that wait, or a pod that does not tell      held
 a check that failed                              held, whether it has a turn or not
 the operator's own change, and no turn for it    queued; what its author changed goes out, with the live image
 a check that has not ended well                  held
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,28 +25,23 @@ from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests import Desired, deployment
 from tinybird_proxy_operator.names import CONTAINER, FIELD_MANAGER, KIND, MANAGED_BY_LABEL, ROLL_ANNOTATION
 from tinybird_proxy_operator.observed import Observed, PodFacts, Workload, read_workload
-from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.upgrades import Upgrades, author_mark, is_for_another, rows_at_risk, with_marks
-from tinybird_proxy_operator.workloads import read_pods
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """``manifest``: the Deployment to apply; None: its template stays, for one of the next three.
 
-    ``queued`` may come with a manifest, which then has the live image. ``pods``: as they were read for it, if they
-    were. ``may_shrink``: there may be less pods.
+    ``queued`` may come with a manifest, which then has the live image.
     """
 
     manifest: Object | None = None
     held: str | None = None
     queued: str | None = None
     preflight: Decision | None = None
-    pods: list[PodFacts] | None = None
-    may_shrink: bool = True
 
 
 @dataclass(slots=True)
@@ -54,7 +49,6 @@ class Rollouts:
     """Of all resources. ``utc_now`` is the wall's clock, ``now`` one in seconds that only goes forward."""
 
     kube: Kube
-    pods: Pods
     settings: OperatorSettings
     utc_now: Callable[[], datetime]
     now: Callable[[], float]
@@ -65,7 +59,15 @@ class Rollouts:
         self._upgrades = Upgrades(self.settings.proxy_image, self.settings.upgrade_max_concurrent)
 
     async def judge(
-        self, key: Key, desired: Desired, wanted: Object, live: Object | None, body: Object, *, token_hash: str | None
+        self,
+        key: Key,
+        desired: Desired,
+        wanted: Object,
+        live: Object | None,
+        body: Object,
+        *,
+        token_hash: str | None,
+        pods: Sequence[PodFacts],
     ) -> Verdict:
         """What of the wanted Deployment goes out now. A check that is due is begun."""
         proxy, mark = desired.proxy, author_mark(body)
@@ -73,12 +75,8 @@ class Rollouts:
         applied = None if ours is None else applied_template(ours)
         changed = applied not in (None, template_hash(wanted))
         at_once = proxy.annotations.get(ROLL_ANNOTATION) == "now"
-        pods = None
-        shrinks = ours is not None and ours["spec"].get("replicas", 1) > wanted["spec"]["replicas"]
-        if ours is not None and (changed or shrinks) and not at_once:
-            pods = await read_pods(self.kube, self.pods, proxy, ours)
-            if (risk := rows_at_risk(pods, changed=changed)) is not None:
-                return Verdict(held=risk, pods=pods, may_shrink=False)
+        if ours is not None and changed and not at_once and (risk := rows_at_risk(pods)) is not None:
+            return Verdict(held=risk)
         upgrade = ours is not None and changed and _is_an_upgrade(desired, ours, wanted, mark)
         candidate, queued = wanted, None
         if ours is not None and upgrade and not at_once:
@@ -103,20 +101,20 @@ class Rollouts:
         if trial is not None:
             begun.add(template_hash(candidate))
             if trial.decision.step is Step.FAILED:
-                return Verdict(preflight=trial.decision, pods=pods)
+                return Verdict(preflight=trial.decision)
         elif candidate is wanted and not changed:
             begun.clear()
         if upgrade and not at_once:  # with no wait after it: others look at the same time
             queued = self._upgrades.claim(str(key), self.now())
             if queued is not None:
-                return Verdict(queued=queued, pods=pods)
+                return Verdict(queued=queued)
         if trial is not None:
             decision = await preflight_jobs.begin(self.kube, desired, trial)
             if decision.step is not Step.GO:
-                return Verdict(preflight=decision, queued=queued, pods=pods)
+                return Verdict(preflight=decision, queued=queued)
         upgraded_to = self.settings.proxy_image if upgrade else _upgraded_to(ours, changed=changed)
         manifest = with_marks(with_template_hash(candidate), made_for=mark, upgraded_to=upgraded_to)
-        return Verdict(manifest=manifest, queued=queued, pods=pods)
+        return Verdict(manifest=manifest, queued=queued)
 
     def queued(self, key: Key) -> str | None:
         """Why an upgrade of the resource must wait, as a sentence."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinybird_proxy_operator.names import ConditionType, Reason, some, status_selector
+from tinybird_proxy_operator.names import ConditionType, Reason, some, status_selector, two_digits
 from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
@@ -25,12 +25,13 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         ConditionType.DEGRADED: _degraded(observed, workload),
         ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
         ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
-        **({} if observed.draining is None else {ConditionType.DRAINING: observed.draining}),
     }
+    if (draining := observed.draining or observed.shrinking) is not None:
+        judged[ConditionType.DRAINING] = draining
     judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
     status: dict[str, Any] = {
         "observedGeneration": proxy.generation,
-        "replicas": len(observed.pods),
+        "replicas": sum(not pod.labelled for pod in observed.pods),
         "readyReplicas": sum(pod.ready for pod in observed.pods),
         "selector": status_selector(proxy.name),
         "conditions": [
@@ -49,6 +50,8 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             for pod in observed.pods
             if pod.report is not None and pod.report.draining
         ]
+    elif leaving := [pod for pod in observed.pods if pod.labelled and not pod.terminating]:
+        status["draining"] = [_leaving(pod, now) for pod in leaving]
     if observed.uses_own_token and observed.expected_token_hash is not None:
         current = [observed.expected_token_hash in (report.token_hash, report.next_token_hash) for report in reports]
         status["token"] = {
@@ -58,6 +61,13 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             "podsUnknown": len(observed.pods) - len(reports),
         }
     return status
+
+
+def _leaving(pod: PodFacts, now: str) -> dict[str, Any]:
+    """A pod that is to go; without ``rows`` if it does not tell."""
+    rows = {} if pod.report is None else {"rows": two_digits(pod.report.rows)}
+    since = now if pod.draining_since is None else f"{pod.draining_since:%Y-%m-%dT%H:%M:%SZ}"
+    return {"pod": pod.name, **rows, "since": since}
 
 
 def differs(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
@@ -74,14 +84,6 @@ def differs(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     return firm(new) != firm(old)
 
 
-def two_digits(value: float) -> int:
-    """``value`` with two significant digits, so that a status is not written for every row."""
-    if value <= 0:
-        return 0
-    magnitude: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
-    return round(value / magnitude) * magnitude
-
-
 def _ready(observed: Observed, workload: Workload | None, others: Mapping[ConditionType, _Judged]) -> _Judged:
     if observed.draining is not None:
         return "False", Reason.DELETING, "It is being deleted; see Draining."
@@ -96,16 +98,19 @@ def _ready(observed: Observed, workload: Workload | None, others: Mapping[Condit
     wanted = observed.wanted_replicas or 0
     if workload is None:
         return "False", Reason.NOT_READY, f"0 of {wanted} pods are ready."
-    counted = f"{workload.ready} of {wanted} pods are ready."
-    if workload.ready < wanted:
+    # A pod that was told to go a moment ago may still count as ready.
+    leaving = sum(pod.ready and pod.labelled and not pod.terminating for pod in observed.pods)
+    ready, available = max(0, workload.ready - leaving), max(0, workload.available - leaving)
+    counted = f"{ready} of {wanted} pods are ready."
+    if ready < wanted:
         return "False", Reason.NOT_READY, counted + _why_not(observed.pods)
-    if workload.ready > wanted:
-        counted = f"{workload.ready} pods are ready, {wanted} are wanted."
+    if ready > wanted:
+        counted = f"{ready} pods are ready, {wanted} are wanted."
     if not workload.generation_seen:
         return "False", Reason.NOT_READY, f"{counted} {_CHANGE_NOT_SEEN}"
     # A connection may not reach a pod that became ready this moment: see minReadySeconds of the Deployment.
-    if workload.available < wanted:
-        return "False", Reason.NOT_READY, f"{counted} {workload.available} of them have been for long enough."
+    if available < wanted:
+        return "False", Reason.NOT_READY, f"{counted} {available} of them have been for long enough."
     return "True", Reason.READY, counted
 
 

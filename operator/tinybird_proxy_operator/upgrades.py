@@ -117,26 +117,20 @@ class Upgrades:
         return part is not None and not part.is_over(now)
 
 
-def rows_at_risk(pods: Sequence[PodFacts], *, changed: bool) -> str | None:
-    """Why no pod may be replaced or taken away, as a sentence. ``changed``: the template; else there are to be less."""
+def rows_at_risk(pods: Sequence[PodFacts]) -> str | None:
+    """Why no pod may be replaced, as a sentence."""
     stuck = sum(pod.report.stuck_rows for pod in pods if pod.report is not None)
-    if stuck and changed:
-        return (
-            f"The changed template is held back: {stuck:,} rows wait and are not delivered, and a new pod would not"
-            f" have them. It goes out when they are delivered, or with {_AT_ONCE}. Until then spec.replicas is"
-            " followed upwards only."
-        )
     if stuck:
         return (
-            f"No pod is taken away: {stuck:,} rows wait and are not delivered. spec.replicas is followed when they are,"
-            f" or with {_AT_ONCE}."
+            f"The changed template is held back: {stuck:,} rows wait and are not delivered, and a new pod would not"
+            f" have them. It goes out when they are delivered, or with {_AT_ONCE}."
         )
     silent = [pod.name for pod in pods if pod.ready and pod.report is None]
-    if silent and changed:
+    if silent:
         return (
             f"The changed template is held back: of {some(sorted(silent))} it is not known whether rows wait there, for"
             " its admin port gives the operator no usable /status. Look for a NetworkPolicy or a mesh on the way. It"
-            f" goes out when that is put right, or with {_AT_ONCE}. Until then spec.replicas is followed upwards only."
+            f" goes out when that is put right, or with {_AT_ONCE}."
         )
     return None
 

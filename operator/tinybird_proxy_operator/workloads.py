@@ -1,7 +1,9 @@
 """The pods of a resource's Deployment, and what each of them says."""
 
 import asyncio
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from tinybird_proxy_operator.children import controller_uid
@@ -16,25 +18,42 @@ _ASKED_AT_ONCE: Final = 10
 
 async def pods_of(kube: Kube, proxy: Proxy, deployment: Mapping[str, Any]) -> list[Object]:
     """Our pods, by the chain of controllers and not by labels."""
-    labels = selector_labels(proxy.name)
-    sets = await kube.list("ReplicaSet", proxy.namespace, labels=labels)
-    uid = deployment["metadata"]["uid"]
-    ours = {found["metadata"]["uid"] for found in sets if controller_uid(found) == uid}
-    return [pod for pod in await kube.list("Pod", proxy.namespace, labels=labels) if controller_uid(pod) in ours]
+    return (await _sets_and_pods(kube, proxy, deployment))[1]
 
 
 async def read_pods(kube: Kube, pods: Pods, proxy: Proxy, deployment: Mapping[str, Any]) -> list[PodFacts]:
     """Our pods that have not ended, and what each says."""
-    found = [
-        pod
-        for pod in await pods_of(kube, proxy, deployment)
-        if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
-    ]
+    sets, all_pods = await _sets_and_pods(kube, proxy, deployment)
+    found = [pod for pod in all_pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+    in_excess = _in_excess(sets, found)
     limit = asyncio.Semaphore(_ASKED_AT_ONCE)
 
     async def ask(pod: Object) -> PodFacts:
         ip = pod.get("status", {}).get("podIP")
         async with limit:
-            return read_pod(pod, await pods.report(ip) if ip else None)
+            facts = read_pod(pod, await pods.report(ip) if ip else None)
+        return replace(facts, excess=controller_uid(pod) in in_excess)
 
     return list(await asyncio.gather(*map(ask, found)))
+
+
+async def _sets_and_pods(
+    kube: Kube, proxy: Proxy, deployment: Mapping[str, Any]
+) -> tuple[dict[str, Object], list[Object]]:
+    """ReplicaSets by their uid, and then their pods: what a set is to have is known when its pods are counted."""
+    labels = selector_labels(proxy.name)
+    sets = await kube.list("ReplicaSet", proxy.namespace, labels=labels)
+    uid = deployment["metadata"]["uid"]
+    ours = {found["metadata"]["uid"]: found for found in sets if controller_uid(found) == uid}
+    return ours, [pod for pod in await kube.list("Pod", proxy.namespace, labels=labels) if controller_uid(pod) in ours]
+
+
+def _in_excess(sets: Mapping[str, Object], pods: Sequence[Object]) -> set[str]:
+    """The ReplicaSets that are about to remove pods, or may be: one that has not seen its spec is not understood."""
+    counts = Counter(controller_uid(pod) for pod in pods if "deletionTimestamp" not in pod["metadata"])
+    found = set()
+    for uid, each in sets.items():
+        wanted, seen = each.get("spec", {}).get("replicas"), each.get("status", {}).get("observedGeneration", 0)
+        if wanted is not None and (counts[uid] > wanted or seen < each["metadata"].get("generation", 0)):
+            found.add(uid)
+    return found

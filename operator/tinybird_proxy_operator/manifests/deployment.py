@@ -19,7 +19,7 @@ _RESERVED_LABELS: Final = (
     "pod-template-hash",
 )
 _DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
-_RESERVED_ANNOTATIONS: Final = (_DEFAULT_CONTAINER, "controller.kubernetes.io/pod-deletion-cost")
+_RESERVED_ANNOTATIONS: Final = (_DEFAULT_CONTAINER, names.DELETION_COST_ANNOTATION)
 
 
 def build(desired: Desired) -> Manifest:
