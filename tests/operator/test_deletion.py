@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.operator.clusters import EPOCH, IPS, Clock, Cluster, Proxies, connection, report, stuck
+from tests.operator.clusters import EPOCH, IPS, Clock, Cluster, connection
+from tests.operator.draining_proxies import Buffer, Drainable, running_drainable
 from tests.operator.resources import resource
 
 from tinybird_proxy_operator.deletion import DRAINING_S, OVERDUE_S, Release, at_once, decide, farewells, verdict
@@ -55,7 +54,7 @@ def facts(name: str = "p-1", *, running: bool = True, **said: Any) -> PodFacts:
 
 
 SILENT, ABSENT = facts(), facts(running=False)
-EMPTY, HOLDING = facts(draining=True, rows=0), facts(draining=True, rows=7)
+EMPTY, HOLDING = facts(draining=True, refusing=True, rows=0), facts(draining=True, refusing=True, rows=7)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,8 @@ def test_what_the_resource_itself_says_is_not_waited_for(
         ([facts(draining=False, rows=7)], False),
         ([SILENT], False),
         ([EMPTY, SILENT], False),
-        ([facts(draining=True, rows=0, dead_letter_rows=9)], True),
+        ([facts(draining=True, rows=0)], False),
+        ([facts(draining=True, refusing=True, rows=0, dead_letter_rows=9)], True),
         ([facts(running=False, draining=True, rows=7)], False),
     ],
 )
@@ -146,49 +146,6 @@ def test_what_goes_unwaited_for_is_told(why: Release, pods: list[PodFacts], rows
 
 
 # What acts.
-
-
-@dataclass(slots=True)
-class Buffer:
-    """A proxy that can be drained."""
-
-    rows: int = 0
-    draining: bool = False
-    answers: bool = True
-    dead_letters: int = 0
-    orders: int = 0
-
-
-class Drainable(Proxies):
-    """Proxies that take the order to drain, with the admin token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers = {ip: Buffer() for ip in IPS}
-        self.token = "token-1"
-        self.shown: list[tuple[str, str | None]] = []
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        ip = request.transport.get_extra_info("sockname")[0]
-        buffer = self.buffers[ip]
-        if not buffer.answers:
-            request.transport.close()
-            return web.Response()
-        if request.method == "POST":
-            self.shown.append((ip, request.headers.get("Authorization")))
-            if request.headers.get("Authorization") != f"Bearer {self.token}":
-                return web.json_response({"error": "this is not the proxy's ADMIN_TOKEN"}, status=403)
-            buffer.draining, buffer.orders = True, buffer.orders + 1
-            return web.json_response({"draining": True, "rows_left": buffer.rows}, status=202)
-        said = self.says.get(ip) or (stuck(buffer.rows) if buffer.rows else report())
-        drain = {"draining": buffer.draining, "rows_left": buffer.rows}
-        return web.json_response({**said, "drain": drain, "dead_letters": {"rows": buffer.dead_letters}})
-
-    def hold(self, *rows: int) -> None:
-        """So many rows in each."""
-        for ip, count in zip(IPS, rows, strict=False):
-            self.buffers[ip].rows = count
 
 
 @dataclass(slots=True)
@@ -251,17 +208,7 @@ async def running_deleting(directory: Path) -> AsyncIterator[Deleting]:
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(running_api())
         kube = await stack.enter_async_context(connection(api, directory))
-        proxies = Drainable()
-        app = web.Application()
-        app.router.add_get("/status", proxies.handle)
-        app.router.add_post("/drain", proxies.handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        for ip in IPS:
-            site = socket.create_server((ip, proxies.port))
-            proxies.port = site.getsockname()[1]
-            await web.SockSite(runner, site).start()
+        proxies = await stack.enter_async_context(running_drainable())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         api.put({"kind": "Namespace", "metadata": {"name": "shop"}, "spec": {}})
         yield Deleting(api, kube, proxies, session, SkewedClock())

@@ -48,7 +48,7 @@ async def test_a_look_at_everything_reads_everything_once(cluster: Cluster) -> N
     await in_order(cluster)
     await cluster.reconcile()
     read = [asked.path for asked in cluster.api.asked]
-    assert len(read) == len(set(read)) == 14
+    assert len(read) == len(set(read)) == 15
     assert cluster.api.writes == []
 
 
@@ -64,21 +64,23 @@ async def test_what_an_event_is_about_is_repaired_by_the_next_look(cluster: Clus
 
 async def test_an_event_during_a_look_is_for_the_next_one(cluster: Cluster) -> None:
     await in_order(cluster)
-    tell = cluster.reconciler.pods.report
 
     class Meanwhile:
-        """Pods that are asked while somebody deletes the Service, whose read is over."""
+        """Ingresses are read while somebody deletes the Service, whose read is over."""
 
-        async def report(self, ip: str) -> Any:
-            if "events" in cluster.api.names("Service"):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(cluster.kube, name)
+
+        async def list(self, kind: str, *args: Any, **options: Any) -> Any:
+            if kind == "Ingress":
                 cluster.api.remove("Service", "events")
                 cluster.reconciler.changed(Key("shop", "events"))
-            return await tell(ip)
+            return await cluster.kube.list(kind, *args, **options)
 
-    cluster.reconciler.pods = Meanwhile()  # type: ignore[assignment]
+    cluster.reconciler.kube = Meanwhile()  # type: ignore[assignment]
     await cluster.reconcile()
     assert cluster.api.names("Service") == []
-    cluster.reconciler.pods = cluster.operator().pods
+    cluster.reconciler.kube = cluster.kube
     await cluster.look()
     assert cluster.api.names("Service") == ["events"]
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from tests.operator.resources import OWN_TOKEN, resource
 
-from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.names import Reason, two_digits
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, ProxyReport, Workload
 from tinybird_proxy_operator.preflight import Decision, Step
-from tinybird_proxy_operator.status import MESSAGE_MAX_CHARS, differs, make_status, two_digits
+from tinybird_proxy_operator.status import MESSAGE_MAX_CHARS, differs, make_status
 
 NOW, BEFORE = "2026-01-01T00:00:10Z", "2026-01-01T00:00:00Z"
 

@@ -173,21 +173,19 @@ def pod(name: str = "p", *, ready: bool = True, rows: int | None = 0) -> PodFact
 
 
 @pytest.mark.parametrize(
-    ("pods", "changed", "words"),
+    ("pods", "words"),
     [
-        ([], True, None),
-        ([pod()], True, None),
-        ([pod(rows=1200), pod(rows=34)], True, ["template is held back: 1,234 rows wait", "upwards only"]),
-        ([pod(rows=7)], False, ["No pod is taken away: 7 rows wait"]),
-        ([pod("a", rows=None), pod("b")], True, ["of a it is not known", "/status", "upwards only"]),
-        ([pod(ready=False, rows=None)], True, None),
-        ([pod(rows=None)], False, None),
+        ([], None),
+        ([pod()], None),
+        ([pod(rows=1200), pod(rows=34)], ["template is held back: 1,234 rows wait"]),
+        ([pod("a", rows=None), pod("b")], ["of a it is not known", "/status"]),
+        ([pod(ready=False, rows=None)], None),
     ],
 )
 def test_rows_that_wait_and_ready_pods_that_do_not_tell_keep_the_pods(
-    pods: list[PodFacts], changed: bool, words: list[str] | None
+    pods: list[PodFacts], words: list[str] | None
 ) -> None:
-    why = rows_at_risk(pods, changed=changed)
+    why = rows_at_risk(pods)
     assert (why is None) is (words is None)
     for word in [*(words or []), *([f"{ROLL_ANNOTATION}=now"] if words else [])]:
         assert word in str(why)
