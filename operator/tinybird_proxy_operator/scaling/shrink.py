@@ -157,14 +157,9 @@ def choose(active: Sequence[PodFacts], count: int) -> list[PodFacts]:
 
 def _rank(pod: PodFacts) -> tuple[int, float, str]:
     """Who goes first, then who holds least. Unready pods go first in Kubernetes too, whatever their cost."""
-    if _has_no_process(pod):
-        first = 0
-    elif not pod.ready:
-        first = 1 if pod.labelled else 2
-    else:
-        first = 3 if pod.labelled else 4
-    rows = math.inf if pod.report is None and pod.running else 0 if pod.report is None else pod.report.rows
-    return first, rows, pod.name
+    kind = 0 if _has_no_process(pod) else 1 if not pod.ready else 2
+    rows = pod.report.rows if pod.report is not None else math.inf if pod.running else 0
+    return 2 * kind + (not pod.labelled), rows, pod.name
 
 
 def _has_no_process(pod: PodFacts) -> bool:
