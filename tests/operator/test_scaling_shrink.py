@@ -44,9 +44,10 @@ def pod(name: str, rows: int | None = 0, **changes: Any) -> PodFacts:
     return PodFacts(**{"name": name, **facts, "report": None if rows is None else said(rows=rows), **changes})
 
 
-def victim(name: str, rows: int | None = 0, *, since_s: float = 10.0, **changes: Any) -> PodFacts:
-    """A pod that drains, as Kubernetes has seen."""
+def victim(name: str, rows: int | None = 0, **changes: Any) -> PodFacts:
+    """A pod that drains, as Kubernetes has seen, since ``since_s``."""
     report = None if rows is None else said(rows=rows, draining=True, refusing=True)
+    since_s = changes.pop("since_s", 10.0)
     marks = {"labelled": True, "deletion_cost": DELETION_COST, "draining_since": NOW - timedelta(seconds=since_s)}
     return pod(name, **{"ready": False, "report": report, **marks, **changes})
 
@@ -96,8 +97,8 @@ def test_unready_pods_are_chosen_first_and_then_the_least_buffered_and_a_choice_
     assert [each.name for each in choose(pods, len(pods) - wanted)] == names
 
 
-MARKED_ONLY = {"report": said(rows=3)}
-NEW = {"labelled": False, "deletion_cost": 0, "draining_since": None}
+MARKED_ONLY: dict[str, Any] = {"report": said(rows=3)}
+NEW: dict[str, Any] = {"labelled": False, "deletion_cost": 0, "draining_since": None}
 
 
 @pytest.mark.parametrize(
@@ -407,6 +408,7 @@ class World:
     status: dict[str, Any] = field(default_factory=dict)
     stood_still: set[str] = field(default_factory=set)
     may_drop: bool = False
+    costs_count: bool = True
     made: int = 0
     lost: list[str] = field(default_factory=list)
 
@@ -425,7 +427,8 @@ class World:
 
         def order(each: SimulatedPod) -> tuple[Any, ...]:
             # Of equal ones the fullest: Kubernetes does not ask. A pod is given its node and its phase at once here.
-            return each.phase != "Pending", each.ready, each.cost, -(each.process.rows if each.process else 0)
+            cost = each.cost if self.costs_count else 0
+            return each.phase != "Pending", each.ready, cost, -(each.process.rows if each.process else 0)
 
         goes = sorted(self.pods.values(), key=order)[: max(0, len(self.pods) - self.set_replicas)]
         for each in goes:
@@ -478,7 +481,7 @@ class World:
             stuck = 0 if self.tinybird_answers else process.rows
             drains = process.draining_since is not None
             report = said(rows=process.rows, draining=drains, refusing=self.refuses(process), stuck_rows=stuck)
-        marks = {"labelled": each.labelled, "draining_since": each.since, "deletion_cost": each.cost}
+        marks: dict[str, Any] = {"labelled": each.labelled, "draining_since": each.since, "deletion_cost": each.cost}
         excess = len(self.pods) > self.set_replicas
         return pod(
             each.name, ready=each.ready, running=each.phase == "Running", report=report, excess=excess, **marks,
@@ -539,6 +542,10 @@ class World:
                 self.kubelet()
             case "rows" if each.ready and not self.refuses(process):
                 process.rows += number + 1
+            case "load":
+                for one in self.pods.values():
+                    if one.process is not None and one.ready and not self.refuses(one.process):
+                        one.process.rows += 1
             case "delivered" if self.tinybird_answers:
                 for one in self.pods.values():
                     if one.process is not None:
@@ -609,6 +616,58 @@ def test_no_pod_goes_with_rows_unless_they_are_dropped_and_in_the_end_as_many_se
     assert len(world.pods) == world.replicas == world.wanted
     assert all(each.ready and not each.labelled and each.cost == 0 for each in world.pods.values())
     assert all(each.process and each.process.draining_since is None for each in world.pods.values())
+
+
+# Up and down, fast; the order in which controllers come to it is any.
+BUSY = st.lists(
+    st.sampled_from([("want", 1), ("want", 3), ("time", 2), *[(each, 0) for each in (
+        "look", "look", "deployment controller", "replica set controller", "kubelet", "load", "delivered")]]),
+    max_size=80,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(happened=BUSY, costs_count=st.booleans(), broken=st.integers(0, 9))
+def test_no_pod_goes_with_rows_while_controllers_lag_behind_nor_where_kubernetes_ignores_the_cost(
+    happened: list[tuple[str, int]], costs_count: bool, broken: int
+) -> None:
+    world = World(costs_count=costs_count)
+    world.turn()
+    world.turn()
+    if broken < 3:
+        world.step("breaks", broken)
+        world.step("load", 0)
+        world.kubelet()
+    for what, number in happened:
+        world.step(what, number)
+        assert world.lost == []
+
+
+FALLS = [("want", 1), ("look", 0), ("kubelet", 0), ("time", 2), ("look", 0)]
+
+
+@pytest.mark.parametrize(
+    "happened",
+    [
+        [*FALLS, ("deployment controller", 0), ("want", 3), ("look", 0)],
+        [*FALLS, ("deployment controller", 0), ("want", 3), ("look", 0), ("deployment controller", 0), ("look", 0)],
+        [*FALLS, ("look", 0)],
+        [*FALLS, ("deployment controller", 0), ("look", 0)],
+    ],
+)
+def test_a_victim_serves_again_only_when_it_is_certain_that_it_stays(happened: list[tuple[str, int]]) -> None:
+    world = World()
+    world.turn()
+    world.turn()
+    for what, number in happened:
+        world.step(what, number)
+    went = world.set_replicas == 1
+    world.step("kubelet", 0)
+    world.step("load", 0)
+    if went:
+        assert [each.process.rows for each in world.pods.values() if each.labelled and each.process] == [0, 0]
+    world.step("replica set controller", 0)
+    assert world.lost == []
 
 
 @settings(max_examples=100, deadline=None)
