@@ -64,7 +64,7 @@ class Buffer(_Struct, frozen=True):
 
 
 class Drain(_Struct, frozen=True):
-    """How long a stopping pod may go on delivering, and how long a deletion waits for rows before, and what then."""
+    """How long a stopping pod may go on delivering, how long deletion and scale-down wait for rows, and what then."""
 
     shutdown_timeout_seconds: int = 50
     deadline_seconds: int = 300

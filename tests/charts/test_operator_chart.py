@@ -43,7 +43,7 @@ RIGHTS = {
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("networking.k8s.io", "ingresses"): CHILD,
-    ("", "pods"): ("list", "watch"),
+    ("", "pods"): ("list", "watch", "patch"),
     ("", "secrets"): ("get", "list", "watch", "create", "patch"),
     ("", "events"): ("list", "create"),
     ("", "namespaces"): ("get",),

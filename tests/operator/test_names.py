@@ -43,3 +43,22 @@ def test_children_carry_what_selects_them() -> None:
 @pytest.mark.parametrize("kind", [names.Reason, names.ConditionType])
 def test_reasons_and_conditions_are_camel_case_words(kind: type[StrEnum]) -> None:
     assert all(re.fullmatch("([A-Z][a-z]+)+", word) for word in kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [
+        (0, 0),
+        (-1, 0),
+        (0.4, 0),
+        (0.6, 1),
+        (9, 9),
+        (99, 99),
+        (99.6, 100),
+        (123, 120),
+        (999, 1000),
+        (1_234_567, 1_200_000),
+    ],
+)
+def test_two_digits(value: float, rounded: int) -> None:
+    assert names.two_digits(value) == rounded

@@ -1,14 +1,21 @@
 """What the cluster and the pods say, as values."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 from tests.operator.clusters import TOKEN_HASH, report, stuck
 
-from tinybird_proxy_operator.names import UPGRADED_ANNOTATION
-from tinybird_proxy_operator.observed import read_pod, read_report, read_workload
+from tinybird_proxy_operator.names import (
+    DELETION_COST_ANNOTATION,
+    DRAINING_LABEL,
+    DRAINING_SINCE_ANNOTATION,
+    UPGRADED_ANNOTATION,
+)
+from tinybird_proxy_operator.observed import DrainState, read_drain, read_pod, read_report, read_workload
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
 
@@ -139,3 +146,48 @@ def test_a_pod_says_what_it_waits_for_unless_that_is_ordinary(waiting: dict[str,
 def test_a_pod_that_ran_out_of_memory_is_known(container: dict[str, Any], killed: bool) -> None:
     assert pod(container).out_of_memory is killed
     assert pod(container).ready
+
+
+def test_a_proxy_says_whether_it_drains_refuses_and_delivers() -> None:
+    plain = read(report())
+    assert (plain.draining, plain.refusing, plain.delivered_rows_1m) == (False, False, None)
+    drain = {"draining": True, "refusing": True, "rows_left": 3, "seconds_to_drain": 1.5}
+    found = read({**report(), "drain": drain, "upstream_requests": {"replies": {"200": 1}, "delivered_rows_1m": 9}})
+    assert (found.draining, found.refusing, found.delivered_rows_1m) == (True, True, 9)
+
+
+def test_an_answer_about_a_drain_has_a_word_of_it() -> None:
+    answer = b'{"draining": true, "refusing": false, "rows_left": 3, "seconds_to_drain": null}'
+    assert read_drain(answer) == DrainState(draining=True, refusing=False, rows_left=3)
+    for other in (b"{}", b"[]", b"no JSON", b'{"draining": "yes"}'):
+        with pytest.raises(msgspec.DecodeError):
+            read_drain(other)
+
+
+@pytest.mark.parametrize(
+    ("since", "cost", "found"),
+    [
+        ("2026-01-01T00:00:00Z", "-1000", (datetime(2026, 1, 1, tzinfo=UTC), -1000)),
+        ("2026-01-01T00:00:00", "7", (datetime(2026, 1, 1, tzinfo=UTC), 7)),
+        ("yesterday", "cheap", (None, 0)),
+        (None, None, (None, 0)),
+    ],
+)
+def test_a_pod_that_is_to_go_carries_it(since: str | None, cost: str | None, found: tuple[Any, int]) -> None:
+    annotations = {DRAINING_SINCE_ANNOTATION: since, DELETION_COST_ANNOTATION: cost}
+    annotations = {name: value for name, value in annotations.items() if value is not None}
+    metadata = {"name": "p", "uid": "u", "resourceVersion": "9", "annotations": annotations}
+    marked = read_pod({"metadata": {**metadata, "labels": {DRAINING_LABEL: "true"}}}, None)
+    assert (marked.labelled, marked.draining_since, marked.deletion_cost) == (True, *found)
+    assert (marked.uid, marked.resource_version, marked.terminating) == ("u", "9", False)
+    assert read_pod({"metadata": {**metadata, "deletionTimestamp": "now"}}, None).terminating
+    assert not read_pod({"metadata": metadata}, None).labelled
+
+
+def test_a_workload_is_settled_when_none_is_unavailable_but_those_that_are_to_go() -> None:
+    found = workload(conditions=[], replicas=3, updatedReplicas=3, availableReplicas=2)
+    assert found.rolled_out
+    assert not found.settled
+    assert replace(found, draining=1).settled
+    assert replace(found, draining=2).settled
+    assert not replace(found, draining=1, updated=2).settled

@@ -10,6 +10,7 @@ from tests.operator.clusters import IPS, Proxies, report, running_proxies
 from tests.proxy.running import running_world
 
 from tinybird_proxy_operator import pods as pods_module
+from tinybird_proxy_operator.observed import DrainState
 from tinybird_proxy_operator.pods import Pods
 
 
@@ -74,3 +75,26 @@ async def test_a_real_proxys_answer_is_understood(session: aiohttp.ClientSession
     assert answer is not None
     assert (answer.rows, answer.stuck, answer.token_denied) == (0, [], False)
     assert answer.token_hash == status["tokens"]["tinybird"]["hash"]
+
+
+async def test_a_real_proxy_drains_and_serves_again_for_its_admin_token(session: aiohttp.ClientSession) -> None:
+    async with running_world(None, ADMIN_TOKEN="of-the-admin") as world:
+        assert world.proxy.admin_port is not None
+        pods = Pods(session, port=world.proxy.admin_port)
+        assert await pods.begin_drain("127.0.0.1", "wrong") is None
+        said = await pods.begin_drain("127.0.0.1", "of-the-admin")
+        answer = await pods.report("127.0.0.1")
+        assert said == DrainState(draining=True, refusing=True, rows_left=0)
+        assert answer is not None
+        assert (answer.draining, answer.refusing) == (True, True)
+        assert not await pods.cancel_drain("127.0.0.1", "wrong")
+        assert await pods.cancel_drain("127.0.0.1", "of-the-admin")
+        world.proxy.availability.begin_drain()
+        world.proxy.availability.stopping = True
+        assert not await pods.cancel_drain("127.0.0.1", "of-the-admin")
+
+
+async def test_a_pod_that_does_not_listen_is_told_nothing(proxies: Proxies, session: aiohttp.ClientSession) -> None:
+    pods = Pods(session, port=proxies.port)
+    assert await pods.begin_drain("127.0.0.99", "token") is None
+    assert not await pods.cancel_drain("127.0.0.99", "token")

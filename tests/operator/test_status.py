@@ -1,11 +1,13 @@
 """The status, by table: every reason of every condition, and what makes it worth writing."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from tests.operator.resources import OWN_TOKEN, resource
 
-from tinybird_proxy_operator.names import Reason, two_digits
+from tinybird_proxy_operator.names import Reason
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, ProxyReport, Workload
 from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.status import MESSAGE_MAX_CHARS, differs, make_status
@@ -326,25 +328,6 @@ def test_there_is_no_token_where_the_secret_cannot_be_read_or_is_not_used() -> N
     assert "token" not in status(observed(uses_own_token=False))
 
 
-@pytest.mark.parametrize(
-    ("value", "rounded"),
-    [
-        (0, 0),
-        (-1, 0),
-        (0.4, 0),
-        (0.6, 1),
-        (9, 9),
-        (99, 99),
-        (99.6, 100),
-        (123, 120),
-        (999, 1000),
-        (1_234_567, 1_200_000),
-    ],
-)
-def test_two_digits(value: float, rounded: int) -> None:
-    assert two_digits(value) == rounded
-
-
 def test_a_figure_or_a_sentence_is_no_difference_but_a_condition_is() -> None:
     first = status(observed())
     more = status(observed(pods=[pod(report=said(rows=9))]))
@@ -355,3 +338,54 @@ def test_a_figure_or_a_sentence_is_no_difference_but_a_condition_is() -> None:
     assert differs(status(observed(wanted_replicas=2)), first)
     assert differs({**first, "replicas": 3}, first)
     assert differs(first, {})
+
+
+# Scaling down.
+
+
+SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+SHRINKING = ("True", Reason.SCALING_DOWN, "1 of 3 pods drains.")
+LEAVING = pod("p-3", ready=False, labelled=True, draining_since=SINCE, report=said(rows=1234, draining=True))
+
+
+def scaled_down(*pods: PodFacts, **changes: Any) -> Observed:
+    facts: dict[str, Any] = {"wanted_replicas": 2, "pods": [pod(), pod("p-2"), *pods], "shrinking": SHRINKING}
+    return observed(
+        **{**facts, "workload": workload(replicas=3, updated=3, ready=2, available=2, draining=1), **changes}
+    )
+
+
+def test_pods_that_are_to_go_are_listed_and_not_counted() -> None:
+    found = status(scaled_down(LEAVING))
+    assert (found["replicas"], found["readyReplicas"]) == (2, 2)
+    assert found["selector"].endswith(",!tinybird-proxy.io/draining")
+    assert found["draining"] == [{"pod": "p-3", "rows": 1200, "since": BEFORE}]
+    silent = status(scaled_down(replace(LEAVING, report=None, draining_since=None)))
+    assert silent["draining"] == [{"pod": "p-3", "since": NOW}]
+    assert "draining" not in status(scaled_down(replace(LEAVING, terminating=True)))
+
+
+def test_a_resource_is_ready_and_up_to_date_while_pods_drain_that_are_too_many() -> None:
+    for pods in ([LEAVING], [replace(LEAVING, ready=True)]):
+        counts = 2 + pods[0].ready
+        work = workload(replicas=3, updated=3, ready=counts, available=counts, draining=1)
+        found = scaled_down(*pods, workload=work)
+        assert condition(found, "Ready") == ("True", "Ready", "2 of 2 pods are ready.")
+        assert condition(found, "Progressing")[:2] == ("False", "UpToDate")
+        assert condition(found, "Draining") == ("True", "ScalingDown", "1 of 3 pods drains.")
+    work = workload(replicas=3, updated=3, ready=1, available=1, draining=1)
+    assert condition(scaled_down(LEAVING, workload=work), "Ready")[:2] == ("False", "NotReady")
+
+
+def test_after_a_drain_that_was_given_up_it_is_ready_with_more_than_wanted() -> None:
+    gave_up = ("False", Reason.DRAIN_DEADLINE_EXCEEDED, "Not all could go.")
+    work = workload(replicas=3, updated=3, ready=3, available=3)
+    found = scaled_down(pod("p-3"), workload=work, shrinking=gave_up)
+    assert condition(found, "Ready") == ("True", "Ready", "3 pods are ready, 2 are wanted.")
+    assert condition(found, "Draining") == gave_up
+    assert "draining" not in status(found)
+
+
+def test_deletion_says_more_than_scaling_down() -> None:
+    deleting = ("True", Reason.DELETING, "It goes when no pod holds a row.")
+    assert condition(scaled_down(LEAVING, draining=deleting), "Draining") == deleting

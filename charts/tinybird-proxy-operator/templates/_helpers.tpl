@@ -99,9 +99,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [podmonitors]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
+# Patched: who is to go when there are to be fewer.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 # Created only if absent, never deleted; patched: only the client Secrets that it made, when their token is rotated.
 - apiGroups: [""]
   resources: [secrets]
