@@ -66,11 +66,13 @@ class Shrinks:
     utc_now: Callable[[], datetime]
     _fell: dict[Key, Fall] = field(default_factory=dict)
     _stood_still: dict[Key, set[str]] = field(default_factory=dict)  # since a drain was given up
+    _gave_up: dict[Key, tuple[datetime, Verdict]] = field(default_factory=dict)  # until the status says it
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours."""
         self._fell.pop(key, None)
         self._stood_still.pop(key, None)
+        self._gave_up.pop(key, None)
 
     async def look(self, key: Key, proxy: Proxy, live: Object | None, body: Object, *, wanted: int | None) -> Scaling:
         """Read the pods, and go one step towards ``wanted`` of them; None: as many as there are.
@@ -92,6 +94,12 @@ class Shrinks:
             if fell is None:
                 plan = replace(plan, stage=Stage.DRAINING, replicas=situation.live)
         said = shrink.verdict(situation, plan, pods, status, hindrance=hindrance)
+        if plan.stage is Stage.GIVING_UP and said is not None:
+            self._gave_up[key] = situation.now, said
+        elif plan.stage is not Stage.RESTING:
+            self._gave_up.pop(key, None)
+        elif shrink.gave_up_at(status) is None:
+            said = self._gave_up[key][1]
         if said is not None and plan.stage in (Stage.DROPPING, Stage.GIVING_UP):
             _log.warning("%s/%s: %s", proxy.namespace, proxy.name, said[2])
             at = f"{situation.now:%Y-%m-%dT%H:%M:%SZ}"  # each time that it happens
@@ -115,6 +123,8 @@ class Shrinks:
         wanted: int | None,
     ) -> Situation:
         workload, replicas, gave_up_at = read_workload(live), live["spec"].get("replicas", 1), shrink.gave_up_at(status)
+        if gave_up_at is None and key in self._gave_up:
+            gave_up_at = self._gave_up[key][0]
         if gave_up_at is None:
             self._stood_still.pop(key, None)
         still = self._stood_still.setdefault(key, set()) if gave_up_at is not None else set()

@@ -57,7 +57,7 @@ def test_what_somebody_changes_or_deletes_is_put_right_and_the_clients_token_sta
     until(
         "the Service's port", lambda: namespace.get("service", "events")["spec"]["ports"][0]["port"] == 80, timeout_s=10
     )
-    until("one replica", lambda: namespace.get("deployment", "events")["spec"]["replicas"] == 1, timeout_s=10)
+    until("one replica", lambda: namespace.get("deployment", "events")["spec"]["replicas"] == 1)  # they drain first
     until("the budget", lambda: namespace.get("poddisruptionbudget", "events"), timeout_s=10)
     namespace.kubectl("delete", "service", "events")
     until("the Service", lambda: namespace.get("service", "events"), timeout_s=10)

@@ -254,6 +254,12 @@ def test_a_rollout_in_progress_is_a_note() -> None:
     assert (finding.level, "1 of 2 pods" in finding.what) == (Level.NOTE, True)
 
 
+def test_a_pod_that_is_to_go_makes_no_rollout() -> None:
+    leaving = pod("events-1-1", labels={"tinybird-proxy.io/draining": "true"}, conditions=[])
+    diagnosis = diagnose(facts(pod(), leaving, deployment=deployment(availableReplicas=1)))
+    assert Reason.ROLLING_OUT not in [each.reason for each in diagnosis.findings]
+
+
 def test_a_rollout_that_is_held_says_why_and_how_to_let_it_out() -> None:
     conditions = [condition("Progressing", "False", "RolloutHeld", "The changed template is held back: 5 rows wait.")]
     finding = found(facts(body=body(conditions=conditions)), Reason.ROLLOUT_HELD)

@@ -12,6 +12,7 @@ import pytest
 from tests.operator.clusters import EPOCH, IPS, Clock, Cluster, connection
 from tests.operator.draining_proxies import Drainable, running_drainable
 
+from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.names import (
     DELETION_COST_ANNOTATION,
     DRAINING_LABEL,
@@ -385,13 +386,18 @@ async def test_a_pod_that_only_carries_our_labels_is_not_counted_or_told(cluster
 # The deadline.
 
 
-async def overdue(cluster: Scaled, on_deadline: str = "Keep") -> None:
+async def with_rows_that_stay(cluster: Scaled, on_deadline: str = "Keep") -> None:
     """Two of three pods hold rows that are not delivered until the deadline is over."""
     await cluster.with_pods(1200, 34, 5000, drain={"deadlineSeconds": 10, "onDeadline": on_deadline})
     cluster.scale(1)
     await cluster.turn(seconds=9.0)
     await cluster.turn()
     assert (cluster.draining(), cluster.replicas) == ([A, B], 3)
+
+
+async def overdue(cluster: Scaled, on_deadline: str = "Keep") -> None:
+    """The same, and the operator has seen it."""
+    await with_rows_that_stay(cluster, on_deadline)
     await cluster.look()
 
 
@@ -410,6 +416,18 @@ async def test_at_the_deadline_the_drain_is_cancelled_the_pods_stay_and_the_stat
     assert cluster.message("Draining") == message
     assert cluster.condition("Ready") == ("True", "Ready")
     assert cluster.message("Ready") == "3 pods are ready, 1 are wanted."
+
+
+async def test_a_drain_that_was_given_up_is_so_even_if_the_status_could_not_be_written(cluster: Scaled) -> None:
+    await with_rows_that_stay(cluster)
+    cluster.api.fail(503, method="PATCH", path="/status")
+    with pytest.raises(Unavailable):
+        await cluster.look()
+    assert cluster.condition("Draining") == ("True", "ScalingDown")
+    assert await cluster.look() == RESTING_S
+    assert cluster.labelled() == []
+    assert cluster.condition("Draining") == ("False", "DrainDeadlineExceeded")
+    assert "1,200 rows are left in events-1-0, events-1-1." in cluster.message("Draining")
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -270,7 +271,8 @@ def child_findings(facts: Facts, proxy: Proxy, *, blocked: bool) -> Iterator[Fin
                 commands=[] if blocked or facts.taken else [_operators()],
             )
         return
-    workload = read_workload(facts.deployment)
+    leaving = sum(pod.facts.labelled and not pod.facts.terminating for pod in facts.pods or ())
+    workload = replace(read_workload(facts.deployment), draining=leaving)
     if workload.failed is not None:
         yield Finding(
             level=_PROBLEM,
