@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.operator.clusters import EPOCH, IPS, Clock, Cluster, connection
+from tests.operator.clusters import EPOCH, IPS, TRIES, Clock, Cluster, connection
 from tests.operator.draining_proxies import Drainable, running_drainable
 
 from tinybird_proxy_operator.errors import Unavailable
@@ -420,7 +420,7 @@ async def test_at_the_deadline_the_drain_is_cancelled_the_pods_stay_and_the_stat
 
 async def test_a_drain_that_was_given_up_is_so_even_if_the_status_could_not_be_written(cluster: Scaled) -> None:
     await with_rows_that_stay(cluster)
-    cluster.api.fail(503, method="PATCH", path="/status")
+    cluster.api.fail(503, method="PATCH", path="/status", times=TRIES)
     with pytest.raises(Unavailable):
         await cluster.look()
     assert cluster.condition("Draining") == ("True", "ScalingDown")
