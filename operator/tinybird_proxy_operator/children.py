@@ -61,13 +61,18 @@ def applied_template(live: Mapping[str, Any]) -> str | None:
     return annotations.get(TEMPLATE_ANNOTATION)
 
 
+def part(child: Mapping[str, Any]) -> str:
+    """What tells the children of one resource apart: there may be several of a kind."""
+    return f"{child['kind']} {child['metadata']['name']}"
+
+
 async def put(
     kube: Kube, proxy: Proxy, manifest: Object, applied: dict[str, str], *, live: Object | None = None
 ) -> Object:
     """Make the child, or make it like ``manifest`` again; return it. Raises ``NameTaken``.
 
-    ``applied`` remembers by kind what was applied last, so that nothing is written while nothing differs; empty where
-    it is to be applied once more. ``live``: the child, where it was read already.
+    ``applied`` remembers by ``part`` what was applied last, so that nothing is written while nothing differs; empty
+    where it is to be applied once more. ``live``: the child, where it was read already.
     """
     metadata, created = manifest["metadata"], False
     if live is None:
@@ -82,8 +87,8 @@ async def put(
         raise NameTaken(manifest["kind"], metadata["name"])
     uid = live["metadata"]["uid"]
     said = f"{uid} {_digest(manifest)}"
-    if applied.pop(manifest["kind"], None) == said and contains(live, manifest):
-        applied[manifest["kind"]] = said
+    if applied.pop(part(manifest), None) == said and contains(live, manifest):
+        applied[part(manifest)] = said
         return live
     try:
         live = await kube.own_by_apply(live)
@@ -95,7 +100,7 @@ async def put(
         except Invalid:
             live = await kube.overwrite(manifest, uid=uid)
             said = ""  # its fields are owned by an update now: once more next time
-    applied[manifest["kind"]] = said
+    applied[part(manifest)] = said
     return live
 
 

@@ -30,6 +30,7 @@ CHILDREN: Final = (
     ("batch", "v1", "jobs"),
     ("", "v1", "pods"),
 )
+AUTOSCALERS: Final = ("autoscaling", "v2", "horizontalpodautoscalers")
 _Body = Mapping[str, Any]
 
 
@@ -37,7 +38,8 @@ class Watches:
     """``changed`` is called with each resource that an event is about, a deleted one too, ``alive`` always.
 
     A Secret of a user's concerns the resources that name it, which only the resources' own specs say: they are kept.
-    An event about nothing but a resource's status is our own write, and no news.
+    An event about nothing but a resource's status is our own write, and no news. Nor is one about an HPA's status: it
+    comes with every metric, and each look reads it.
     """
 
     def __init__(self, *, changed: Callable[[Key], None], alive: Callable[[], None]) -> None:
@@ -45,6 +47,7 @@ class Watches:
         self._alive = alive
         self._secrets: dict[Key, set[str]] = {}
         self._seen: dict[Key, Any] = {}
+        self._autoscalers: dict[Key, Any] = {}
 
     def known(self) -> list[Key]:
         """Every resource that is known now."""
@@ -71,6 +74,21 @@ class Watches:
         if name := (metadata.get("labels") or {}).get(PROXY_LABEL):
             self._changed(Key(metadata.get("namespace", ""), name))
 
+    def autoscaler(self, body: _Body, deleted: bool) -> None:
+        """Something happened to an HPA that carries a resource's name."""
+        metadata = body["metadata"]
+        key = Key(metadata.get("namespace", ""), metadata["name"])
+        said = (metadata.get("uid"), metadata.get("deletionTimestamp"), dict(metadata.get("labels") or {}))
+        seen = (*said, [*(metadata.get("ownerReferences") or [])], dict(body.get("spec") or {}))
+        if deleted:
+            self._autoscalers.pop(key, None)
+        elif self._autoscalers.get(key) == seen:
+            self._alive()
+            return
+        else:
+            self._autoscalers[key] = seen
+        self.child(body)
+
     def secret(self, body: _Body) -> None:
         """Something happened to a Secret that a resource may use."""
         self._alive()
@@ -89,6 +107,9 @@ def register(registry: kopf.OperatorRegistry, watches: Watches) -> None:
     def on_child(body: kopf.Body, **_: Any) -> None:
         watches.child(body)
 
+    def on_autoscaler(body: kopf.Body, type: str | None, **_: Any) -> None:
+        watches.autoscaler(body, type == "DELETED")
+
     def on_secret(body: kopf.Body, **_: Any) -> None:
         watches.secret(body)
 
@@ -96,12 +117,14 @@ def register(registry: kopf.OperatorRegistry, watches: Watches) -> None:
     for login in (kopf.login_with_service_account, kopf.login_with_kubeconfig):
         kopf.on.login(registry=registry, id=login.__name__)(login)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(on_resource)
+    ours = {MANAGED_BY_LABEL: FIELD_MANAGER}
     for group, version, plural in CHILDREN:
         # Pods carry the proxy's label; what we make carries who manages it.
-        labels = {PROXY_LABEL: kopf.PRESENT} if plural == "pods" else {MANAGED_BY_LABEL: FIELD_MANAGER}
+        labels = {PROXY_LABEL: kopf.PRESENT} if plural == "pods" else ours
         kopf.on.event(group, version, plural, labels=labels, registry=registry, id=f"child-{plural}")(on_child)
+    kopf.on.event(*AUTOSCALERS, labels=ours, registry=registry, id="autoscalers")(on_autoscaler)
     kopf.on.event("", "v1", "secrets", labels={USE_LABEL: kopf.PRESENT}, registry=registry, id="shared")(on_secret)
-    kopf.on.event("", "v1", "secrets", labels={MANAGED_BY_LABEL: FIELD_MANAGER}, registry=registry, id="made")(on_child)
+    kopf.on.event("", "v1", "secrets", labels=ours, registry=registry, id="made")(on_child)
 
 
 def _news(body: _Body) -> tuple[Any, ...]:

@@ -75,6 +75,9 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
     "PodDisruptionBudget": _Resource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": _Resource("networking.k8s.io/v1", "networkpolicies"),
     "Ingress": _Resource("networking.k8s.io/v1", "ingresses"),
+    "HorizontalPodAutoscaler": _Resource("autoscaling/v2", "horizontalpodautoscalers"),
+    "ScaledObject": _Resource("keda.sh/v1alpha1", "scaledobjects"),
+    "APIService": _Resource("apiregistration.k8s.io/v1", "apiservices"),
     "PodMonitor": _Resource("monitoring.coreos.com/v1", "podmonitors"),
 }
 
@@ -99,6 +102,11 @@ class Kube:
             return await self.get(kind, namespace, name)
         except NotFound:
             return None
+
+    async def served(self, group_version: str) -> frozenset[str]:
+        """Names of what a version of an API has, an aggregated one too. Raises ``NotFound`` if there is none."""
+        answer = await self._call("GET", f"/apis/{group_version}")
+        return frozenset(str(found.get("name", "")) for found in answer.get("resources") or [])
 
     async def list(self, kind: str, namespace: str | None, *, labels: Mapping[str, str] | None = None) -> list[Object]:
         """All objects of a kind with these labels, of one namespace or of all, each as ``get`` answers it."""

@@ -61,6 +61,11 @@ def admin_secret(name: str) -> str:
     return f"{name}-admin"
 
 
+def metrics_service(name: str) -> str:
+    """The Service by which KEDA finds the pods' admin ports."""
+    return f"{name}-metrics"
+
+
 def finalizer(controller_class: str) -> str:
     """What keeps a resource until it is drained. Each class has its own, so that no operator releases another's."""
     return f"{controller_class}.{GROUP}/drain" if controller_class else f"{GROUP}/drain"
@@ -104,6 +109,8 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     TOKEN_VALID = "TokenValid"  # noqa: S105 - a condition
     BUFFER_HEALTHY = "BufferHealthy"
+    UPSTREAM_THROTTLED = "UpstreamThrottled"
+    AUTOSCALING = "Autoscaling"
     DRAINING = "Draining"
 
 
@@ -142,6 +149,18 @@ class Reason(StrEnum):
     NOT_DELIVERING = "NotDelivering"
     OUT_OF_MEMORY = "OutOfMemory"
     UNKNOWN = "Unknown"
+    THROTTLED = "Throttled"
+    NOT_THROTTLED = "NotThrottled"
+    SCALING = "Scaling"
+    NOT_SCALING = "NotScaling"
+    AT_MAXIMUM = "AtMaximum"
+    AT_MINIMUM = "AtMinimum"
+    SCALED_TO_ZERO = "ScaledToZero"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+    METRICS_API_OWNED_BY_OTHER = "MetricsAPIOwnedByOther"
+    TARGETS_LEFT_OUT = "TargetsLeftOut"
+    FOREIGN_HPA = "ForeignHPA"
+    EXTERNAL = "External"
     CLIENT_TOKEN_REPLACED = "ClientTokenReplaced"  # noqa: S105
     CLIENT_TOKEN_ROTATED = "ClientTokenRotated"  # noqa: S105
     DELETING = "Deleting"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tinybird_proxy.health import Cause
 from tinybird_proxy_operator.names import (
     CONTAINER,
     DELETION_COST_ANNOTATION,
@@ -34,7 +35,9 @@ class ProxyReport:
 
     ``clients_hash``: of the list of client tokens that it accepts. ``next_token_hash``: of a changed token for
     Tinybird that it tries with its next rows. ``draining``: routers are to look away; ``refusing``: no row comes in.
-    ``delivered_rows_1m``: None: an earlier proxy, which does not count them.
+    ``delivered_rows_1m``: None: an earlier proxy, which does not count them. ``replies_1m``: attempts that ended in the
+    last minute, and ``throttled_1m`` those of them that Tinybird answered with 429. ``throttled_rows``: rows that wait
+    because of that.
     """
 
     rows: int
@@ -54,6 +57,9 @@ class ProxyReport:
     uptime_s: float | None = None
     next_token_hash: str | None = None
     delivered_rows_1m: int | None = None
+    replies_1m: int = 0
+    throttled_1m: int = 0
+    throttled_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +132,7 @@ class Observed:
     ``held``: for the rows that wait; ``queued``: for other resources, in an upgrade.
     ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
     ``draining``: status, reason and message of that condition, while the resource is being deleted; ``shrinking``: the
-    same while it is scaled down.
+    same while it is scaled down. ``autoscaling`` and ``upstream_throttled``: the same of theirs, if they have one.
     """
 
     wanted_replicas: int | None
@@ -143,6 +149,8 @@ class Observed:
     queued: str | None = None
     draining: tuple[str, Reason, str] | None = None
     shrinking: tuple[str, Reason, str] | None = None
+    autoscaling: tuple[str, Reason, str] | None = None
+    upstream_throttled: tuple[str, Reason, str] | None = None
 
 
 def accepted_by(observed: Observed) -> dict[str, str | None] | None:
@@ -192,12 +200,14 @@ class DrainState(msgspec.Struct, frozen=True):
     rows_left: int = 0
 
 
-class _UpstreamRequests(msgspec.Struct):
-    delivered_rows_1m: int | None = None
-
-
 class _DeadLetters(msgspec.Struct):
     rows: int
+
+
+class _UpstreamRequests(msgspec.Struct):
+    delivered_rows_1m: int | None = None
+    replies_1m: int = 0
+    throttled_1m: int = 0
 
 
 class _Status(msgspec.Struct):
@@ -206,8 +216,8 @@ class _Status(msgspec.Struct):
     destinations: list[_Destination]
     uptime_s: float | None = None
     drain: DrainState = DrainState()
-    upstream_requests: _UpstreamRequests = msgspec.field(default_factory=_UpstreamRequests)
     dead_letters: _DeadLetters = msgspec.field(default_factory=lambda: _DeadLetters(rows=0))
+    upstream_requests: _UpstreamRequests = msgspec.field(default_factory=_UpstreamRequests)
 
 
 def read_report(body: bytes | bytearray) -> ProxyReport:
@@ -234,6 +244,9 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         uptime_s=said.uptime_s,
         next_token_hash=None if candidate is None or candidate.rejected else candidate.hash,
         delivered_rows_1m=said.upstream_requests.delivered_rows_1m,
+        replies_1m=said.upstream_requests.replies_1m,
+        throttled_1m=said.upstream_requests.throttled_1m,
+        throttled_rows=sum(found.buffered_rows for found in stuck if found.cause == Cause.THROTTLED),
     )
 
 

@@ -8,10 +8,11 @@ is for the figures, and reads no more than the token, the Deployment and the pod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from tinybird_proxy_operator import checks, deletion, manifests
-from tinybird_proxy_operator.children import NameTaken, is_ours, labelled, prune, put
+from tinybird_proxy_operator import checks, deletion, manifests, optional_kinds
+from tinybird_proxy_operator.autoscalers import Autoscalers
+from tinybird_proxy_operator.children import NameTaken, is_ours, labelled, part, prune, put
 from tinybird_proxy_operator.credentials import (
     Rotations,
     Token,
@@ -31,6 +32,7 @@ from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.rollouts import Rollouts, Verdict
+from tinybird_proxy_operator.scaling.autoscaling import Plan
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.shrinking import Scaling, Shrinks
 from tinybird_proxy_operator.spec import Proxy, parse
@@ -42,15 +44,10 @@ SOON_S = 2.0
 FIGURES_S = 10.0
 # No pod goes out without them: it could not start, or more could reach it than its resource allows.
 _BEFORE_PODS: Final = ("ServiceAccount", "NetworkPolicy")
-_POD_MONITORS_OFF = (
-    "spec.monitoring.podMonitor: the operator has no right to make PodMonitors. Set it to Disabled, or ask whoever runs"
-    " the operator to set its chart's rbac.podMonitors to true."
-)
-_NO_POD_MONITORS = (
-    "spec.monitoring.podMonitor: the cluster has no PodMonitors. Install prometheus-operator, or set it to Disabled."
-)
+# Conditions that are Events too, where no problem is told before.
+_TOLD: Final = (("TokenValid", "False"), ("UpstreamThrottled", "True"))
 _Result = TypeVar("_Result")
-_Asked = tuple[str, int, Mapping[str, str]]  # uid, generation and annotations of a resource
+_Asked = tuple[Any, ...]  # uid, generation and annotations of a resource, and what its HPA is made from
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,11 +82,13 @@ class Reconciler:
     _rotations: Rotations = field(init=False)
     _rollouts: Rollouts = field(init=False)
     _shrinks: Shrinks = field(init=False)
+    _autoscalers: Autoscalers = field(init=False)
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
         self._rollouts = Rollouts(self.kube, self.settings, self.utc_now, self.now)
         self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now)
+        self._autoscalers = Autoscalers(self.kube, self.settings, self.now)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
@@ -150,6 +149,7 @@ class Reconciler:
         self._rotations.forget(key)
         self._rollouts.forget(key)
         self._shrinks.forget(key)
+        self._autoscalers.forget(key)
         self.deletions.forget(key)
 
     async def _let_go(self, body: Object) -> float | None:
@@ -193,7 +193,8 @@ class Reconciler:
         if token.problem is not None:
             problems.append(token.problem)
         known, was_queued = self._in_order.pop(key, (None, False))
-        present = proxy.uid, proxy.generation, proxy.annotations
+        plan = await self._autoscalers.plan(key, proxy, body.get("status") or {})
+        present = proxy.uid, proxy.generation, proxy.annotations, plan.targets, plan.throttled
         queued = self._rollouts.queued(key) if was_queued else None
         in_order = known == present and was_queued == (queued is not None)  # or its turn has come
         client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
@@ -206,7 +207,7 @@ class Reconciler:
             outcome = _Outcome(deployment=live, verdict=Verdict(queued=queued))
             self._in_order[key] = present, was_queued
         else:
-            outcome = await self._apply(key, proxy, body, token, client, scaling)
+            outcome = await self._apply(key, proxy, body, token, client, scaling, plan)
             verdict = outcome.verdict
             if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
                 self._in_order[key] = present, verdict.queued is not None
@@ -225,15 +226,19 @@ class Reconciler:
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=verdict.held, queued=verdict.queued, preflight=verdict.preflight)
         observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
-        return min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
+        observed = await self._autoscalers.judged(proxy, body, plan, observed)
+        again_s = min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
+        return min(again_s, self._autoscalers.again_s(key, plan))
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
         return await self.kube.find("Deployment", proxy.namespace, proxy.name)
 
     async def _seed_replicas(self, proxy: Proxy) -> None:
-        """Write ``spec.replicas`` where it is absent: what runs, else 1. Without it ``/scale`` answers 500."""
-        live = await self._deployment(proxy)
-        replicas = live["spec"].get("replicas", 1) if live is not None and is_ours(live, proxy) else 1
+        """Write ``spec.replicas`` where it is absent: what runs, else the least. Without it ``/scale`` answers 500."""
+        live, autoscaling = await self._deployment(proxy), proxy.spec.autoscaling
+        replicas = 1 if autoscaling is None else autoscaling.min_replicas
+        if live is not None and is_ours(live, proxy):
+            replicas = live["spec"].get("replicas", 1)
         await self.kube.set_scale(proxy.namespace, proxy.name, replicas, resource_version=proxy.resource_version)
 
     async def _token(self, proxy: Proxy) -> Token:
@@ -248,21 +253,21 @@ class Reconciler:
         return token
 
     async def _apply(
-        self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None, scaling: Scaling
+        self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None, scaling: Scaling, plan: Plan
     ) -> _Outcome:
         """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
         out = _Outcome()
-        desired = Desired(proxy=proxy, replicas=scaling.replicas, settings=self.settings)
+        desired = Desired(proxy=proxy, replicas=scaling.replicas, settings=self.settings, plan=plan)
         try:
             wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
         except SpecError as error:
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
             return _Outcome(problems=problems, deployment=scaling.deployment)
         found: list[Object] = []
-        for kind in (kind for _, kind in manifests.KINDS if kind != "PodMonitor" or self.settings.pod_monitors):
+        for kind in optional_kinds.granted_kinds(self.settings):
             found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
-        lives = {each["kind"]: each for each in found if each["metadata"]["name"] == proxy.name}
-        live = out.deployment = lives.get("Deployment") or scaling.deployment
+        lives = {part(each): each for each in found}
+        live = out.deployment = lives.get(f"Deployment {proxy.name}") or scaling.deployment
         wanting = generates_client_token(proxy) and client is None
         secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
         made = await _tried(secrets, out.problems)
@@ -280,10 +285,10 @@ class Reconciler:
                     out.verdict = await _tried(judging, out.problems) or out.verdict
                 step = self._put_deployment(proxy, scaling.replicas, live, applied, out)
             else:
-                step = self._put(proxy, manifest, applied, lives.get(kind))
+                step = self._put(proxy, manifest, applied, lives.get(part(manifest)))
             complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
         stays = out.verdict.manifest is None  # its template is not applied on purpose
-        out.rest = not all(applied.get(each["kind"]) or (stays and each["kind"] == "Deployment") for each in wanted)
+        out.rest = not all(applied.get(part(each)) or (stays and each["kind"] == "Deployment") for each in wanted)
         # What goes may be all that there is until what was refused takes its place.
         for unwanted in [] if out.problems else found:
             for what in await _tried(prune(self.kube, proxy, wanted, [unwanted]), out.problems) or ():
@@ -291,17 +296,18 @@ class Reconciler:
         return out
 
     async def _put(self, proxy: Proxy, manifest: Object, applied: dict[str, str], live: Object | None) -> Object:
-        if manifest["kind"] == "PodMonitor" and not self.settings.pod_monitors:
-            raise Invalid(_POD_MONITORS_OFF)
+        kind: str = manifest["kind"]
+        if not optional_kinds.is_granted(kind, self.settings):
+            raise Invalid(optional_kinds.no_right(kind))
         try:
             try:
                 return await put(self.kube, proxy, manifest, applied, live=live)
             except Conflict:  # replaced since it was read
                 return await put(self.kube, proxy, manifest, applied)
         except NotFound as error:
-            if manifest["kind"] != "PodMonitor":
+            if (text := optional_kinds.not_there(kind)) is None:
                 raise
-            raise Invalid(_NO_POD_MONITORS) from error
+            raise Invalid(text) from error
 
     async def _put_deployment(
         self, proxy: Proxy, replicas: int, live: Object | None, applied: dict[str, str], out: _Outcome
@@ -354,6 +360,7 @@ class Reconciler:
     async def _report(self, key: Key, proxy: Proxy, body: Object, observed: Observed) -> float:
         self._rollouts.saw(key, observed)
         old = body.get("status") or {}
+        observed = self._autoscalers.saw(key, proxy, old, observed)
         at = self.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
         status = make_status(proxy, observed, old, now=at)
         now = self.now()
@@ -374,7 +381,7 @@ class Reconciler:
         if tried is not None and tried.step is Step.FAILED:
             await self.events.tell(proxy, Reason.PREFLIGHT_FAILED, tried.message, warning=True, about=tried.message)
         for condition in status["conditions"]:
-            if condition["type"] == "TokenValid" and condition["status"] == "False" and not observed.problems:
+            if (condition["type"], condition["status"]) in _TOLD and not observed.problems:
                 await self.events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
         for pod in observed.pods:
             if text := out_of_memory([pod]):

@@ -26,7 +26,8 @@ _T = TypeVar("_T")
 class OperatorSettings:
     """What whoever installs the operator sets.
 
-    ``watch_namespaces`` empty: all. ``pod_monitors``: whether the operator has the right to make any.
+    ``watch_namespaces`` empty: all. ``pod_monitors``, ``scaled_objects``: whether the operator has the right to make
+    any. ``metrics_api_service``: in its namespace, serves the pods' metrics to HPAs; empty: none does.
     ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
     """
 
@@ -46,6 +47,8 @@ class OperatorSettings:
     log_format: Literal["auto", "json", "console"]
     upgrade_max_concurrent: int
     pod_monitors: bool = False
+    scaled_objects: bool = False
+    metrics_api_service: str = ""
     lease_name: str = FIELD_MANAGER
     lease_timing: Timing = Timing()  # noqa: RUF009 - frozen
 
@@ -78,6 +81,8 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         lease_name=read.one("LEASE_NAME", _dns_label, FIELD_MANAGER),
         lease_timing=_lease_timing(read),
         pod_monitors=read.one("POD_MONITORS", _choice("true", "false"), "false") == "true",
+        scaled_objects=read.one("SCALED_OBJECTS", _choice("true", "false"), "false") == "true",
+        metrics_api_service=env.get("METRICS_API_SERVICE", "").strip(),
     )
     if read.problems:
         raise SettingsError(read.problems)

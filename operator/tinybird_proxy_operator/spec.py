@@ -63,6 +63,25 @@ class Buffer(_Struct, frozen=True):
     max_size: str | int = "512Mi"
 
 
+class Targets(_Struct, frozen=True):
+    """What one pod should come to, on average; see ``scaling.targets``. None: not a reason to scale."""
+
+    buffer_utilization_percent: int | None = None
+    buffer_rows_per_pod: int | None = None
+    drain_time_seconds: int | None = None
+    cpu_percent: int | None = None
+
+
+class Autoscaling(_Struct, frozen=True):
+    """Who writes ``replicas``, and from what. ``behavior``: as in autoscaling/v2, checked by the schema alone."""
+
+    max_replicas: int
+    min_replicas: int = 1
+    targets: Targets = Targets()
+    behavior: dict[str, Any] = {}
+    provider: Literal["Builtin", "PrometheusAdapter", "KEDA", "External"] = "Builtin"
+
+
 class Drain(_Struct, frozen=True):
     """How long a stopping pod may go on delivering, how long deletion and scale-down wait for rows, and what then."""
 
@@ -141,6 +160,7 @@ class ProxySpec(_Struct, frozen=True):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: list[dict[str, str]] = []
     replicas: int | None = None
+    autoscaling: Autoscaling | None = None
     tinybird: Tinybird = Tinybird()
     clients: Clients = Clients()
     batch: Batch = Batch()

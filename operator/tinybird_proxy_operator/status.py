@@ -26,8 +26,13 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
         ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
     }
-    if (draining := observed.draining or observed.shrinking) is not None:
-        judged[ConditionType.DRAINING] = draining
+    for kind, verdict in (
+        (ConditionType.UPSTREAM_THROTTLED, observed.upstream_throttled),
+        (ConditionType.AUTOSCALING, observed.autoscaling),
+        (ConditionType.DRAINING, observed.draining or observed.shrinking),
+    ):
+        if verdict is not None:
+            judged[kind] = verdict
     judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
     status: dict[str, Any] = {
         "observedGeneration": proxy.generation,

@@ -22,9 +22,11 @@ from tests.charts.rendering import (
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator import settings
+from tinybird_proxy_operator.autoscalers import API_SERVICES
 from tinybird_proxy_operator.kube import RESOURCES
 from tinybird_proxy_operator.manifests import KINDS
 from tinybird_proxy_operator.names import GROUP
+from tinybird_proxy_operator.scaling.targets import TARGETS, adapter_rule
 
 CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 CHILD = ("get", "list", "watch", "create", "patch", "delete")
@@ -43,6 +45,7 @@ RIGHTS = {
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("networking.k8s.io", "ingresses"): CHILD,
+    ("autoscaling", "horizontalpodautoscalers"): CHILD,
     ("", "pods"): ("list", "watch", "patch"),
     ("", "secrets"): ("get", "list", "watch", "create", "patch"),
     ("", "events"): ("list", "create"),
@@ -50,7 +53,10 @@ RIGHTS = {
 }
 # In the operator's own namespace, by name.
 LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
-POD_MONITORS = {("monitoring.coreos.com", "podmonitors"): CHILD}
+# What the chart's values add.
+ASKED_FOR = {("monitoring.coreos.com", "podmonitors"): CHILD, ("keda.sh", "scaledobjects"): CHILD}
+# Of the whole cluster, by name.
+CLUSTER = {("apiregistration.k8s.io", "apiservices"): ("get",)}
 
 
 def rights(role: Object) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -164,8 +170,10 @@ def test_the_chart_sets_every_variable_that_the_operator_reads() -> None:
 @pytest.mark.parametrize("name", ["default", "everything"])
 def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
     rendered = lasting(render(OPERATOR, values=OPERATOR / "ci" / f"{name}-values.yaml"))
-    expected = RIGHTS if name == "default" else RIGHTS | POD_MONITORS
-    assert rights(one(rendered, "ClusterRole", "-operator")) == expected
+    expected = RIGHTS | CLUSTER if name == "default" else RIGHTS | CLUSTER | ASKED_FOR
+    role = one(rendered, "ClusterRole", "-operator")
+    assert rights(role) == expected
+    assert [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule] == [sorted(API_SERVICES)]
     lease = one(rendered, "Role", "-operator-lease")
     assert (rights(lease), lease["metadata"]["namespace"]) == (LEASE, "here")
     named = environment(rendered)["LEASE_NAME"]
@@ -179,10 +187,10 @@ def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
 
 def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
     known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()}
-    assert known == {key for key in RIGHTS | POD_MONITORS | LEASE if "/" not in key[1]}
+    assert known == {key for key in RIGHTS | CLUSTER | ASKED_FOR | LEASE if "/" not in key[1]}
     plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
     for _, kind in KINDS:
-        assert (RIGHTS | POD_MONITORS)[plurals[kind]] == CHILD
+        assert (RIGHTS | ASKED_FOR)[plurals[kind]] == CHILD
 
 
 def test_with_namespaces_there_are_roles_in_them_and_nothing_of_the_whole_cluster() -> None:
@@ -360,3 +368,9 @@ def test_the_notes_name_the_next_command() -> None:
     [example] = objects(said.partition("<<END\n")[2].partition("\nEND\n")[0])
     minimal = objects((OPERATOR / "examples" / "minimal.yaml").read_text())[1]
     assert example == minimal
+
+
+def test_the_notes_show_the_rule_for_prometheus_adapter_unless_the_operator_serves_the_figures_itself() -> None:
+    rule = notes({}).partition("PrometheusAdapter:\n")[2]
+    assert yaml.safe_load(rule) == [yaml.safe_load(adapter_rule(TARGETS))]
+    assert "seriesQuery" not in notes({"metricsAPI": {"enabled": True}})

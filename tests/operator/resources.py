@@ -5,6 +5,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from tinybird_proxy_operator.manifests import Desired
+from tinybird_proxy_operator.scaling.autoscaling import NONE, Plan, asked
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
 from tinybird_proxy_operator.spec import Proxy, parse
 
@@ -13,6 +14,7 @@ IMAGE: Final = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.3"
 OPERATOR_ENV: Final = {
     "POD_NAMESPACE": "tinybird-system",
     "POD_MONITORS": "true",
+    "METRICS_API_SERVICE": "operator-metrics-api",
     "OPERATOR_POD_LABELS": "app.kubernetes.io/name=tinybird-proxy-operator",
     "PROXY_IMAGE": IMAGE,
     "ALLOWED_COLLECTORS": "collector.observability.svc",
@@ -25,6 +27,17 @@ EVERYTHING: Final[dict[str, Any]] = {
     "imagePullPolicy": "Always",
     "imagePullSecrets": [{"name": "registry"}],
     "replicas": 3,
+    "autoscaling": {
+        "minReplicas": 2,
+        "maxReplicas": 10,
+        "targets": {
+            "bufferUtilizationPercent": 50,
+            "bufferRowsPerPod": 100_000,
+            "drainTimeSeconds": 30,
+            "cpuPercent": 70,
+        },
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 600, "tolerance": "0.05"}},
+    },
     "tinybird": {"url": "https://api.us-east.tinybird.co", "tokenSecretRef": {"name": "tinybird", "key": "ingest"}},
     "clients": {
         "tokenSecretRef": {"name": "apps", "key": "list"},
@@ -93,8 +106,19 @@ def operator_settings(**env: str) -> OperatorSettings:
     return from_env({**OPERATOR_ENV, **env})
 
 
-def desired(spec: dict[str, Any] | None = None, *, replicas: int = 2, name: str = "events", **metadata: Any) -> Desired:
-    return Desired(proxy=resource(spec, name=name, **metadata), replicas=replicas, settings=operator_settings())
+def desired(
+    spec: dict[str, Any] | None = None,
+    *,
+    replicas: int = 2,
+    name: str = "events",
+    plan: Plan | None = None,
+    **metadata: Any,
+) -> Desired:
+    """Without ``scaling`` every metric is served that is asked for."""
+    proxy = resource(spec, name=name, **metadata)
+    if plan is None:
+        plan = NONE if proxy.spec.autoscaling is None else Plan(targets=asked(proxy.spec.autoscaling))
+    return Desired(proxy=proxy, replicas=replicas, settings=operator_settings(), plan=plan)
 
 
 def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -115,6 +139,26 @@ _PEERS = st.lists(st.fixed_dictionaries({"podSelector": st.just({"matchLabels": 
 valid_names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
 
 
+def _autoscaling() -> st.SearchStrategy[dict[str, Any]]:
+    rule = _some(
+        stabilizationWindowSeconds=st.integers(0, 3600),
+        selectPolicy=st.sampled_from(["Max", "Min", "Disabled"]),
+        policies=st.just([{"type": "Pods", "value": 2, "periodSeconds": 60}]),
+        tolerance=st.sampled_from(["0", "0.05", "1", "20m"]),
+    )
+    return st.fixed_dictionaries(
+        {
+            "maxReplicas": st.integers(5, 1000),
+            "targets": _some(bufferRowsPerPod=st.integers(1, 100_000)).map(lambda more: {"cpuPercent": 70, **more}),
+        },
+        optional={
+            "minReplicas": st.integers(1, 5),
+            "behavior": _some(scaleUp=rule, scaleDown=rule),
+            "provider": st.sampled_from(["Builtin", "PrometheusAdapter", "KEDA", "External"]),
+        },
+    )
+
+
 @st.composite
 def valid_specs(draw: st.DrawFn) -> dict[str, Any]:
     """Any spec that nothing refuses."""
@@ -132,6 +176,7 @@ def valid_specs(draw: st.DrawFn) -> dict[str, Any]:
                 lambda given: [{"name": each} for each in given]
             ),
             replicas=st.integers(0, 100),
+            autoscaling=_autoscaling(),
             clients=clients if "tokenSecretRef" in tinybird else st.just({}),
             batch=_some(
                 maxRows=st.integers(1, 100_000),

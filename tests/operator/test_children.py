@@ -152,7 +152,7 @@ async def test_a_child_that_was_overwritten_is_applied_once_more_and_then_left(a
     await put(kube, PROXY, SERVICE, applied)
     move_port(api, 8080)
     await put(kube, PROXY, SERVICE, applied)
-    assert not applied["Service"]
+    assert not applied["Service events"]
     await put(kube, PROXY, SERVICE, applied)
     (entry,) = api.get("Service", "events")["metadata"]["managedFields"]
     assert (entry["manager"], entry["operation"]) == (FIELD_MANAGER, "Apply")

@@ -289,6 +289,20 @@ def test_what_the_pods_say_themselves_is_not_told_from_an_older_status() -> None
     assert found(silent, Reason.NOT_DELIVERING).why == "5 rows wait."
 
 
+def test_an_autoscaler_that_does_nothing_and_a_throttling_tinybird_are_told() -> None:
+    for kind, status, reason in (
+        ("Autoscaling", "False", "MetricsUnavailable"),
+        ("UpstreamThrottled", "True", "Throttled"),
+    ):
+        conditions = [condition(kind, status, reason, "It is so.")]
+        assert found(facts(body=body(conditions=conditions)), reason).why == "It is so."
+    working = [
+        condition("Autoscaling", "True", "AtMaximum", "3 pods"),
+        condition("UpstreamThrottled", "False", "x", ""),
+    ]
+    assert diagnose(facts(body=body(conditions=working))).healthy
+
+
 # Pods.
 
 

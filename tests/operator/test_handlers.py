@@ -5,7 +5,7 @@ from typing import Any
 import kopf
 import pytest
 
-from tinybird_proxy_operator.handlers import CHILDREN, Watches, register
+from tinybird_proxy_operator.handlers import AUTOSCALERS, CHILDREN, Watches, register
 from tinybird_proxy_operator.names import (
     FIELD_MANAGER,
     GROUP,
@@ -129,6 +129,19 @@ def test_no_body_makes_a_handler_raise(spec: Any) -> None:
     assert heard.changed == [Key("shop", "a")]
 
 
+def test_an_hpa_is_news_when_it_changes_and_goes_and_not_when_it_has_read_a_metric() -> None:
+    heard, hpa = Heard(), child(**{PROXY_LABEL: "events"})
+    hpa |= {"spec": {"maxReplicas": 4}, "status": {"currentReplicas": 2}}
+    heard.watches.autoscaler(hpa, False)
+    heard.watches.autoscaler({**hpa, "status": {"currentReplicas": 3}}, False)
+    assert heard.changed == [Key("shop", "events")]
+    heard.watches.autoscaler({**hpa, "spec": {"maxReplicas": 5}}, False)
+    heard.watches.autoscaler(hpa, True)
+    heard.watches.autoscaler(hpa, False)
+    assert heard.changed == [Key("shop", "events")] * 4
+    assert heard.alive == 5
+
+
 def registered() -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     register(registry, Heard().watches)
@@ -150,6 +163,7 @@ def test_kopf_watches_the_resource_its_children_their_pods_and_shared_secrets_an
             (group, version, plural, f"child-{plural}"): {PROXY_LABEL: kopf.PRESENT} if plural == "pods" else ours
             for group, version, plural in CHILDREN
         },
+        (*AUTOSCALERS, "autoscalers"): ours,
         ("", "v1", "secrets", "shared"): {USE_LABEL: kopf.PRESENT},
         ("", "v1", "secrets", "made"): ours,
     }

@@ -21,7 +21,7 @@ from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kuber
 from tinybird_proxy_operator.lease import NotLeader
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 from tinybird_proxy_operator.testing.fake_api import FakeApi
-from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR
+from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR, SCALED_OBJECT
 
 
 def service(name: str = "events", **metadata: Any) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def resource(**spec: Any) -> dict[str, Any]:
 
 
 def test_every_kind_is_where_the_api_server_has_it() -> None:
-    theirs = {kind: (known.api_version, known.plural) for kind, known in {**KINDS, "PodMonitor": POD_MONITOR}.items()}
+    served = {**KINDS, "PodMonitor": POD_MONITOR, "ScaledObject": SCALED_OBJECT}
+    theirs = {kind: (known.api_version, known.plural) for kind, known in served.items()}
     assert {kind: (ours.api_version, ours.plural) for kind, ours in RESOURCES.items()} == theirs
 
 
@@ -376,3 +377,12 @@ async def test_a_webhook_that_cannot_be_called_is_a_refusal_of_this_object_and_n
     api.fail(500, message=said)
     with pytest.raises(Forbidden, match="failed calling webhook"):
         await kube.get("Ingress", "shop", "events")
+
+
+async def test_what_an_aggregated_api_has_is_told_by_name_and_one_that_is_not_there_is_not_found(
+    api: FakeApi, kube: Kube
+) -> None:
+    api.aggregated["custom.metrics.k8s.io/v1beta2"] = ["pods/rows", "namespaces/rows"]
+    assert await kube.served("custom.metrics.k8s.io/v1beta2") == {"pods/rows", "namespaces/rows"}
+    with pytest.raises(NotFound):
+        await kube.served("custom.metrics.k8s.io/v1beta1")

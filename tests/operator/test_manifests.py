@@ -22,6 +22,7 @@ from tests.operator.resources import (
 
 from tinybird_proxy_operator import names
 from tinybird_proxy_operator.checks import problems
+from tinybird_proxy_operator.children import part
 from tinybird_proxy_operator.manifests import KINDS, Desired, Manifest, build
 from tinybird_proxy_operator.manifests.secrets import admin_secret, client_secret
 
@@ -32,6 +33,7 @@ TYPES: Final[dict[str, Any]] = {
     "Service": client.V1Service,
     "Deployment": client.V1Deployment,
     "Ingress": client.V1Ingress,
+    "HorizontalPodAutoscaler": client.V2HorizontalPodAutoscaler,
     "Secret": client.V1Secret,
 }
 
@@ -46,11 +48,20 @@ def everything(wanted: Desired) -> list[Manifest]:
 
 
 def test_children_come_in_the_order_of_application() -> None:
-    built = [(manifest["apiVersion"], manifest["kind"]) for manifest in build(desired(EVERYTHING))]
-    assert built == list(KINDS)
+    for provider, left_out in (("Builtin", "ScaledObject"), ("KEDA", "HorizontalPodAutoscaler")):
+        spec = changed(EVERYTHING, "autoscaling.provider", provider)
+        built = [(manifest["apiVersion"], manifest["kind"]) for manifest in build(desired(spec))]
+        assert list(dict.fromkeys(built)) == [kind for kind in KINDS if kind[1] != left_out]
 
 
-def test_a_resource_that_asks_for_nothing_has_neither_ingress_nor_pod_monitor() -> None:
+@given(spec=valid_specs())
+@settings(max_examples=50, deadline=None)
+def test_no_two_children_are_of_one_kind_and_name(spec: dict[str, Any]) -> None:
+    parts = [part(manifest) for manifest in everything(desired(spec))]
+    assert len(set(parts)) == len(parts)
+
+
+def test_a_resource_that_asks_for_nothing_has_no_ingress_hpa_or_pod_monitor() -> None:
     built = [manifest["kind"] for manifest in build(desired())]
     assert built == ["ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Service", "Deployment"]
 

@@ -11,7 +11,7 @@ from tinybird_proxy.telemetry.otel_env import problems as tracing_problems
 from tinybird_proxy.telemetry.otel_env import wants_tracing
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.manifests.deployment import build
-from tinybird_proxy_operator.manifests.environment import RESERVED, container_env
+from tinybird_proxy_operator.manifests.environment import RATE_PER_DATA_SOURCE, RESERVED, UPSTREAM_RATE, container_env
 from tinybird_proxy_operator.spec import ProxySpec, quantity_bytes
 
 POD_NAME: Final = "events-7d4f9c6b5d-x2x7k"
@@ -51,6 +51,7 @@ def expect(config: Config, spec: ProxySpec) -> None:
     assert config.buffer_bytes == quantity_bytes(spec.buffer.max_size, field="")
     assert config.shutdown_timeout_s == spec.drain.shutdown_timeout_seconds
     assert config.drain_delay_s == 5
+    assert config.upstream_rate == 90 or spec.autoscaling is not None
     assert config.node_id == POD_NAME
 
 
@@ -102,6 +103,23 @@ def test_options_without_a_field_of_their_own_may_be_given_by_hand() -> None:
     assert (config.compression, config.upstream_rate) == ("zstd", 45)
 
 
+@pytest.mark.parametrize(("most", "rate"), [(1, 90), (4, 22), (90, 1), (1000, 1)])
+def test_tinybirds_limit_is_shared_out_among_the_most_pods_that_there_may_be(most: int, rate: int) -> None:
+    autoscaling = {"maxReplicas": most, "provider": "External"}
+    assert from_env(read({"autoscaling": autoscaling})).upstream_rate == rate
+    assert from_env(read({"autoscaling": autoscaling, "replicas": 7})).upstream_rate == rate
+
+
+def test_a_rate_that_is_given_by_hand_stays_with_autoscaling_for_some_have_a_higher_limit() -> None:
+    env = {"pod": {"env": [{"name": "UPSTREAM_RATE", "value": "45"}]}}
+    assert from_env(read({"autoscaling": {"maxReplicas": 9}, **env})).upstream_rate == 45
+
+
+def test_the_rate_of_a_single_pod_is_the_proxys_default() -> None:
+    [option] = [option for option in OPTIONS if option.field == "upstream_rate"]
+    assert option.parse(str(option.default)) == RATE_PER_DATA_SOURCE
+
+
 # What libraries read: with these the token, or what is sent with it, could go where no list of allowed hosts names.
 STEERING = (
     *("https_proxy", "ALL_PROXY", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES", "SSLKEYLOGFILE", "SSL_CERT_FILE"),
@@ -115,7 +133,10 @@ def refusal(*entries: dict[str, Any]) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("name", sorted({entry["name"] for entry in container_env(desired(EVERYTHING))[:-2]}))
+OPERATORS = {entry["name"] for entry in container_env(desired(EVERYTHING))[:-2]} - {UPSTREAM_RATE}
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_no_name_that_the_operator_sets_may_be_given_by_hand(name: str) -> None:
     assert f"spec.pod.env[0]: {name} is set by the operator" in refusal({"name": name, "value": "x"})
 

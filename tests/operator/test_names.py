@@ -15,6 +15,7 @@ def test_every_name_and_label_of_the_longest_resource_fits() -> None:
     for name in (
         names.client_secret(longest),
         names.admin_secret(longest),
+        names.metrics_service(longest),
         f"{longest}-preflight",
         longest + REVISION_HASH,
     ):
@@ -42,7 +43,7 @@ def test_children_carry_what_selects_them() -> None:
 
 @pytest.mark.parametrize("kind", [names.Reason, names.ConditionType])
 def test_reasons_and_conditions_are_camel_case_words(kind: type[StrEnum]) -> None:
-    assert all(re.fullmatch("([A-Z][a-z]+)+", word) for word in kind)
+    assert all(re.fullmatch("([A-Z][a-z]+|API|HPA)+", word) for word in kind)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def test_rows_are_stuck_where_a_destination_says_why() -> None:
     assert found.stuck == ["clicks: Tinybird does not answer, the oldest row waits for 5 s."]
 
 
+def test_rows_that_wait_because_tinybird_throttles_are_counted_apart() -> None:
+    body = stuck(5)
+    body["destinations"].append({"data_source": "a", "buffered_rows": 7, "sentence": "slow", "cause": "throttled"})
+    assert (read(body).throttled_rows, read(body).stuck_rows) == (7, 12)
+
+
+def test_answers_of_the_last_minute_are_none_where_a_proxy_does_not_count_them() -> None:
+    assert (read(report()).replies_1m, read(report()).throttled_1m) == (0, 0)
+    found = read({**report(), "upstream_requests": {"replies": {"200": 9}, "replies_1m": 40, "throttled_1m": 30}})
+    assert (found.replies_1m, found.throttled_1m) == (40, 30)
+
+
 @pytest.mark.parametrize(
     ("accepted_at", "denied_at", "accepted", "denied"),
     [

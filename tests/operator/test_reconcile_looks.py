@@ -48,7 +48,7 @@ async def test_a_look_at_everything_reads_everything_once(cluster: Cluster) -> N
     await in_order(cluster)
     await cluster.reconcile()
     read = [asked.path for asked in cluster.api.asked]
-    assert len(read) == len(set(read)) == 15
+    assert len(read) == len(set(read)) == 16
     assert cluster.api.writes == []
 
 

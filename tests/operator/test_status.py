@@ -340,6 +340,15 @@ def test_a_figure_or_a_sentence_is_no_difference_but_a_condition_is() -> None:
     assert differs(first, {})
 
 
+def test_autoscaling_and_throttling_are_told_as_they_were_judged_and_only_if_they_were() -> None:
+    assert not {"Autoscaling", "UpstreamThrottled"} & {each["type"] for each in status(observed())["conditions"]}
+    judged = {"autoscaling": ("True", Reason.SCALING, "a"), "upstream_throttled": ("False", Reason.NOT_THROTTLED, "b")}
+    facts = observed(**judged)
+    assert condition(facts, "Autoscaling") == ("True", "Scaling", "a")
+    assert condition(facts, "UpstreamThrottled") == ("False", "NotThrottled", "b")
+    assert [each["type"] for each in status(facts)["conditions"]][-2:] == ["UpstreamThrottled", "Autoscaling"]
+
+
 # Scaling down.
 
 

@@ -32,6 +32,8 @@ _BAD: Final[dict[str, str]] = {
     ConditionType.DEGRADED: "True",
     ConditionType.TOKEN_VALID: "False",
     ConditionType.BUFFER_HEALTHY: "False",
+    ConditionType.UPSTREAM_THROTTLED: "True",
+    ConditionType.AUTOSCALING: "False",
 }
 # What the doctor sees for itself, and more recently than the status says it.
 _SEEN_HERE: Final = frozenset(

@@ -7,10 +7,13 @@ from typing import Final
 
 from tinybird_proxy_operator.manifests import (
     deployment,
+    horizontal_pod_autoscaler,
     ingress,
+    metrics_service,
     network_policy,
     pod_disruption_budget,
     pod_monitor,
+    scaled_object,
     service,
     service_account,
 )
@@ -19,7 +22,7 @@ from tinybird_proxy_operator.manifests.desired import Desired, Manifest
 __all__ = ["KINDS", "Desired", "Manifest", "build"]
 
 # In the order of application: what protects the pods is there before them, and what may be missing from the cluster
-# (prometheus-operator's kinds) comes last.
+# (kinds of prometheus-operator and KEDA) comes last.
 _BUILDERS: Final = (
     service_account.build,
     network_policy.build,
@@ -27,6 +30,9 @@ _BUILDERS: Final = (
     service.build,
     deployment.build,
     ingress.build,
+    horizontal_pod_autoscaler.build,
+    metrics_service.build,
+    scaled_object.build,
     pod_monitor.build,
 )
 
@@ -38,6 +44,8 @@ KINDS: Final = (
     ("v1", "Service"),
     ("apps/v1", "Deployment"),
     ("networking.k8s.io/v1", "Ingress"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("keda.sh/v1alpha1", "ScaledObject"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
 )
 

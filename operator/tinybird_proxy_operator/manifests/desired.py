@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinybird_proxy_operator import names
+from tinybird_proxy_operator.scaling.autoscaling import NONE, Plan
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy
 
@@ -12,11 +13,12 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """A resource, how many pods it is to have, and the operator's settings."""
+    """A resource, how many pods it is to have, the operator's settings, and what an HPA of it can be given."""
 
     proxy: Proxy
     replicas: int
     settings: OperatorSettings
+    plan: Plan = NONE
 
 
 def metadata(desired: Desired, *, name: str | None = None, annotations: dict[str, str] | None = None) -> Manifest:

@@ -3,6 +3,7 @@
 Options are named by their field in ``tinybird_proxy.config``, so that a renamed one fails here, not in a pod.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -18,6 +19,10 @@ ACCEPTED_FILE_NAME: Final = "accepted"
 _OPTIONS: Final = {option.field: option for option in OPTIONS}
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _NODE_ID: Final = _OPTIONS["node_id"].variable
+UPSTREAM_RATE: Final = _OPTIONS["upstream_rate"].variable
+
+# Requests a second to one data source, in all: Tinybird allows 100. The proxy's own default is the same.
+RATE_PER_DATA_SOURCE: Final = 90
 
 
 def has_own_token(spec: ProxySpec) -> bool:
@@ -151,6 +156,11 @@ def operator_env(spec: ProxySpec) -> list[dict[str, Any]]:
         value = value_of(spec)
         if value is not None:
             entries.append({"name": _OPTIONS[field].variable, "value": value})
+    if spec.autoscaling is not None and all(entry.get("name") != UPSTREAM_RATE for entry in spec.pod.env):
+        # Tinybird's limit is all pods' together. Shared out among the most there may be: with the number of those that
+        # there are, each scaling would replace them.
+        rate = max(1, math.floor(RATE_PER_DATA_SOURCE / spec.autoscaling.max_replicas))
+        entries.append({"name": UPSTREAM_RATE, "value": str(rate)})
     if spec.telemetry.otlp_endpoint:
         entries.append({"name": _ENDPOINT, "value": spec.telemetry.otlp_endpoint})
     entries.append({"name": _NODE_ID, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})

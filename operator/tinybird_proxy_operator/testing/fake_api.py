@@ -4,6 +4,7 @@
         api.put({"kind": "Pod", ...})                     # as if a controller had written it
         api.fail(429, method="PATCH", retry_after_s=1)    # the next such request, and no other
         api.terminating.add("shop")                       # nothing can be made in that namespace any more
+        api.aggregated["metrics/v1"] = ["pods/rows"]      # another server's API: no more than what it has
     api.writes                                        # every request since that was no read
 
 What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``managedFields``) of updates and of
@@ -87,6 +88,7 @@ class FakeApi:
     asked: list[Asked] = field(default_factory=list)
     kinds: dict[str, Served] = field(default_factory=lambda: dict(KINDS))
     terminating: set[str] = field(default_factory=set)
+    aggregated: dict[str, list[str]] = field(default_factory=dict)
     _objects: dict[_Id, Object] = field(default_factory=dict)
     _version: int = 0
     _pages: dict[str, list[Object]] = field(default_factory=dict)
@@ -188,6 +190,8 @@ class FakeApi:
         return None
 
     def _answer(self, asked: Asked) -> tuple[int, Object]:
+        if (listed := self.aggregated.get(asked.path.removeprefix("/apis/"))) is not None and asked.method == "GET":
+            return 200, {"kind": "APIResourceList", "resources": [{"name": name} for name in listed]}
         match = _PATH.fullmatch(asked.path)
         version = match and (match["core"] or match["group"])
         kind = match and next(

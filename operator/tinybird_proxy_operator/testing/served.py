@@ -37,8 +37,12 @@ KINDS: Final = {
     "PodDisruptionBudget": Served("policy/v1", "poddisruptionbudgets", has_status=True),
     "NetworkPolicy": Served("networking.k8s.io/v1", "networkpolicies"),
     "Ingress": Served("networking.k8s.io/v1", "ingresses", has_status=True),
+    "HorizontalPodAutoscaler": Served("autoscaling/v2", "horizontalpodautoscalers", has_status=True),
+    "APIService": Served("apiregistration.k8s.io/v1", "apiservices", has_status=True, namespaced=False),
 }
+# What only some clusters have.
 POD_MONITOR: Final = Served("monitoring.coreos.com/v1", "podmonitors")
+SCALED_OBJECT: Final = Served("keda.sh/v1alpha1", "scaledobjects", has_status=True)
 
 
 def kubeconfig(url: str) -> str:
