@@ -45,7 +45,7 @@ LABEL org.opencontainers.image.title="tinybird-proxy-operator" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 USER 10001:10001
-EXPOSE 8080
+EXPOSE 6443 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tinybird-proxy-operator"]
 

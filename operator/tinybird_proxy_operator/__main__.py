@@ -16,7 +16,6 @@ import aiohttp
 import click
 import kopf
 from aiohttp import web
-from pythonjsonlogger.json import JsonFormatter
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator import handlers
@@ -25,7 +24,9 @@ from tinybird_proxy_operator.election import Election
 from tinybird_proxy_operator.errors import KubeError, SettingsError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, kubernetes_connection
+from tinybird_proxy_operator.logs import set_up_logging
 from tinybird_proxy_operator.metrics import Meters, Telemetry
+from tinybird_proxy_operator.metrics_api.command import metrics_api
 from tinybird_proxy_operator.names import ADMIN_PORT, GROUP
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key, WorkQueue
@@ -58,6 +59,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(doctor)
+main.add_command(metrics_api)
 main.add_command(release)
 
 
@@ -68,13 +70,8 @@ def run_operator() -> None:
     except SettingsError as error:
         sys.stderr.write("The settings have problems:\n" + "".join(f"  {problem}\n" for problem in error.problems))
         sys.exit(CONFIGURATION_STATUS)
+    set_up_logging(settings.log_level, settings.log_format)
     # kopf's own debug log shows whole objects, Secrets among them: it never goes below INFO.
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.WARNING)
     sys.exit(asyncio.run(_run_and_leave(settings)))
 

@@ -79,6 +79,10 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
     "ScaledObject": _Resource("keda.sh/v1alpha1", "scaledobjects"),
     "APIService": _Resource("apiregistration.k8s.io/v1", "apiservices"),
     "PodMonitor": _Resource("monitoring.coreos.com/v1", "podmonitors"),
+    "ConfigMap": _Resource("v1", "configmaps"),
+    "ClusterRole": _Resource("rbac.authorization.k8s.io/v1", "clusterroles"),
+    "TokenReview": _Resource("authentication.k8s.io/v1", "tokenreviews"),
+    "SubjectAccessReview": _Resource("authorization.k8s.io/v1", "subjectaccessreviews"),
 }
 
 
@@ -105,7 +109,7 @@ class Kube:
 
     async def served(self, group_version: str) -> frozenset[str]:
         """Names of what a version of an API has, an aggregated one too. Raises ``NotFound`` if there is none."""
-        answer = await self._call("GET", f"/apis/{group_version}")
+        answer = await self.read(f"/apis/{group_version}")
         return frozenset(str(found.get("name", "")) for found in answer.get("resources") or [])
 
     async def list(self, kind: str, namespace: str | None, *, labels: Mapping[str, str] | None = None) -> list[Object]:
@@ -123,8 +127,8 @@ class Kube:
             query["continue"] = token
 
     async def create(self, manifest: Object) -> Object:
-        """Make an object. Raises ``Conflict`` if one of that name exists."""
-        path = RESOURCES[manifest["kind"]].path(manifest["metadata"]["namespace"])
+        """Make an object, or have a review answered. Raises ``Conflict`` if one of that name exists."""
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"].get("namespace"))
         return await self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
 
     async def put(self, manifest: Object) -> Object:
@@ -158,6 +162,17 @@ class Kube:
         body = {**manifest, "metadata": {**metadata, "uid": uid}}
         path = RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
         return await self._apply(path, body)
+
+    async def apply_where(self, live: Object | None, manifest: Object) -> Object:
+        """Make the object like ``manifest`` (server-side apply), unless it has changed since it was read as ``live``.
+
+        None: there was none; if somebody has made another one since, that stays as it is. Raises ``Conflict``.
+        """
+        metadata = manifest["metadata"]
+        identity = {} if live is None else {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+        body = {**manifest, "metadata": {**metadata, **identity}}
+        path = RESOURCES[manifest["kind"]].path(metadata.get("namespace"), metadata["name"])
+        return await self._apply(path, body, force=live is not None)
 
     async def overwrite(self, manifest: Object, *, uid: str) -> Object:
         """Replace the fields of the object with ``uid`` that are in ``manifest``, lists as a whole.
@@ -205,14 +220,18 @@ class Kube:
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
 
-    async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
+    async def delete(self, kind: str, namespace: str | None, name: str, *, uid: str) -> None:
         """Delete the object with ``uid`` and what it owns, in the background; nothing if it is gone."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         with suppress(NotFound):
             await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body)
 
-    async def _apply(self, path: str, body: Object) -> Object:
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+    async def read(self, path: str) -> Object:
+        """What the API server answers at a path that is no object's."""
+        return await self._call("GET", path)
+
+    async def _apply(self, path: str, body: Object, *, force: bool = True) -> Object:
+        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
         return await self._call("PATCH", path, body=body, query=query, content_type=_APPLY_PATCH)
 
     async def _call(

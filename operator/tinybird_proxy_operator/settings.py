@@ -1,25 +1,27 @@
 """The operator's own settings: environment variables, written by its chart, validated whole. Pure."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator.errors import SettingsError
 from tinybird_proxy_operator.lease import Timing
 from tinybird_proxy_operator.names import FIELD_MANAGER
 from tinybird_proxy_operator.spec import image_repository
+from tinybird_proxy_operator.variables import Reader as _Reader
+from tinybird_proxy_operator.variables import choice as _choice
+from tinybird_proxy_operator.variables import dns_label as _dns_label
+from tinybird_proxy_operator.variables import integer as _integer
+from tinybird_proxy_operator.variables import label as _label
+from tinybird_proxy_operator.variables import matching as _matching
 
 DEFAULT_PROXY_IMAGE: Final = f"ghcr.io/tinybird-proxy/tinybird-proxy:{__version__}"
-_DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _HOST_PATTERN: Final = re.compile(r"\*|(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:.]+")
 _IMAGE_PATTERN: Final = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._:/@-]*(/\*)?")
-_LABEL_KEY: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class OperatorSettings:
     """What whoever installs the operator sets.
 
     ``watch_namespaces`` empty: all. ``pod_monitors``, ``scaled_objects``: whether the operator has the right to make
-    any. ``metrics_api_service``: in its namespace, serves the pods' metrics to HPAs; empty: none does.
+    any. ``metrics_api_service``: in its namespace, serves the pods' metrics to HPAs, from pods with the labels
+    ``metrics_api_pod_labels``; empty: none does.
     ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
     """
 
@@ -49,6 +52,7 @@ class OperatorSettings:
     pod_monitors: bool = False
     scaled_objects: bool = False
     metrics_api_service: str = ""
+    metrics_api_pod_labels: Mapping[str, str] = field(default_factory=dict)
     lease_name: str = FIELD_MANAGER
     lease_timing: Timing = Timing()  # noqa: RUF009 - frozen
 
@@ -72,6 +76,7 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         operator_namespace=read.one("POD_NAMESPACE", _dns_label, None),
         operator_pod_name=read.one("POD_NAME", str, FIELD_MANAGER),
         operator_pod_labels=_labels(read),
+        metrics_api_pod_labels=dict(read.list("METRICS_API_POD_LABELS", _label, "")),
         watch_namespaces=read.list("WATCH_NAMESPACES", _dns_label, ""),
         resync_seconds=read.one("RESYNC_SECONDS", _integer(1, 86_400), "300"),
         metrics_port=read.one("METRICS_PORT", _integer(1, 65_535), "8080"),
@@ -87,36 +92,6 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
     if read.problems:
         raise SettingsError(read.problems)
     return settings
-
-
-class _Reader:
-    """Reads variables and collects what is wrong; what is wrong reads as an empty value that nobody gets to see."""
-
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
-        self.problems: list[str] = []
-
-    def one(self, variable: str, parse: Callable[[str], _T], default: str | None) -> _T:
-        text = self._env.get(variable, default)
-        if text is None:
-            self.problems.append(f"{variable}: is missing")
-        elif not text.strip():
-            self.problems.append(f"{variable}: is set but empty; give it a value or leave it unset")
-        else:
-            try:
-                return parse(text.strip())
-            except ValueError as error:
-                self.problems.append(f"{variable}: {text.strip()!r}: {error}")
-        return ""  # type: ignore[return-value]
-
-    def list(self, variable: str, parse: Callable[[str], _T], default: str) -> tuple[_T, ...]:
-        found = []
-        for word in self._env.get(variable, default).split(","):
-            try:
-                found += [parse(word.strip())] if word.strip() else []
-            except ValueError as error:
-                self.problems.append(f"{variable}: {word.strip()!r}: {error}")
-        return tuple(dict.fromkeys(found))
 
 
 def _labels(read: _Reader) -> Mapping[str, str]:
@@ -140,16 +115,6 @@ def _lease_timing(read: _Reader) -> Timing:
     return timing
 
 
-def _matching(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if not pattern.fullmatch(text):
-            raise ValueError(message)
-        return text
-
-    return parse
-
-
-_dns_label = _matching(_DNS_LABEL, "must be a namespace's name: lower-case letters, digits and dashes")
 _image = _matching(re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"), "must be an image such as ghcr.io/org/name:tag")
 _image_pattern = _matching(
     _IMAGE_PATTERN, "must be an image, a repository (any tag or digest of it), a path ending in /*, or * alone"
@@ -158,28 +123,3 @@ _image_pattern = _matching(
 
 def _host_pattern(text: str) -> str:
     return _matching(_HOST_PATTERN, "must be a host, *.domain or * alone; no scheme, port or path")(text.lower())
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
-        raise ValueError("must be a label as key=value")
-    return key, value
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], Any]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return text
-
-    return parse

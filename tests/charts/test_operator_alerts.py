@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.proxy.test_telemetry_prometheus import EMPTY, facts
 from tinybird_proxy import admission
 from tinybird_proxy.telemetry import prometheus
 from tinybird_proxy_operator.metrics import Meters, Telemetry
+from tinybird_proxy_operator.metrics_api import telemetry as metrics_api
 
 RULES = OPERATOR / "files" / "alerts.yaml"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yaml"
@@ -42,6 +44,8 @@ GRAVE = {
     "operator_last_reconcile_age_seconds",
     "operator_resources",
     "operator_leader",
+    "metrics_api_reached",
+    "metrics_api_certificate_expiry_seconds",
 }
 
 
@@ -59,6 +63,8 @@ def emitted() -> set[str]:
             now=lambda: 2.0,
         )
     )
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    registry.register(metrics_api.Telemetry(metrics_api.Standing(certificate_ends_at=now), utc_now=lambda: now))
     pages = generate_latest(registry).decode() + prometheus.render(EMPTY).decode()
     found = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", pages, re.MULTILINE):
@@ -152,6 +158,17 @@ def test_the_chart_ships_the_files_unchanged() -> None:
     assert one(rendered, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
     assert json.loads(one(rendered, "ConfigMap")["data"]["tinybird-proxy.json"]) == DASHBOARD
     assert not {"PrometheusRule", "PodMonitor", "ConfigMap"} & {each["kind"] for each in render(OPERATOR)}
+
+
+@pytest.mark.parametrize(("lifetime_s", "late_s"), [(7_776_000, 1_296_000), (86_400, 14_400)])
+def test_late_means_half_of_the_time_for_renewal(lifetime_s: int, late_s: int) -> None:
+    given = {
+        "metricsAPI": {"certificates": {"lifetimeSeconds": lifetime_s}},
+        "monitoring": {"prometheusRule": {"enabled": True}},
+    }
+    rules = one(render(OPERATOR, given=given), "PrometheusRule")["spec"]["groups"][2]["rules"]
+    [late] = [rule["expr"] for rule in rules if rule["alert"] == "TinybirdProxyMetricsAPICertificate"]
+    assert late == f"tinybird_proxy_metrics_api_certificate_expiry_seconds < {late_s}"
 
 
 @pytest.mark.parametrize(("resync_s", "idle_s"), [(60, 900), (300, 900), (1000, 3000)])

@@ -57,6 +57,13 @@ LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 ASKED_FOR = {("monitoring.coreos.com", "podmonitors"): CHILD, ("keda.sh", "scaledobjects"): CHILD}
 # Of the whole cluster, by name.
 CLUSTER = {("apiregistration.k8s.io", "apiservices"): ("get",)}
+# What the metrics API alone reads and writes; see test_metrics_api_chart.py.
+METRICS_API = {
+    ("", "configmaps"),
+    ("authentication.k8s.io", "tokenreviews"),
+    ("authorization.k8s.io", "subjectaccessreviews"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
+}
 
 
 def rights(role: Object) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -77,7 +84,7 @@ def lasting(rendered: list[Object]) -> list[Object]:
 
 
 def container(rendered: list[Object]) -> Object:
-    [found] = one(rendered, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [found] = one(rendered, "Deployment", "-operator")["spec"]["template"]["spec"]["containers"]
     assert isinstance(found, dict)
     return found
 
@@ -132,11 +139,11 @@ def test_the_operator_understands_the_environment_that_the_chart_gives_it(values
     rendered = render(OPERATOR, values=values)
     understood = settings.from_env(environment(rendered))
     assert understood.operator_namespace == "here"
-    template = one(rendered, "Deployment")["spec"]["template"]
+    template = one(rendered, "Deployment", "-operator")["spec"]["template"]
     assert understood.operator_pod_labels.items() <= template["metadata"]["labels"].items()
     port = understood.metrics_port
     assert container(rendered)["ports"] == [{"name": "metrics", "containerPort": port, "protocol": "TCP"}]
-    assert one(rendered, "Service")["spec"]["ports"][0]["port"] == port
+    assert one(rendered, "Service", "-metrics")["spec"]["ports"][0]["port"] == port
 
 
 def test_each_value_reaches_its_setting() -> None:
@@ -186,7 +193,7 @@ def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
 
 
 def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
-    known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()}
+    known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()} - METRICS_API
     assert known == {key for key in RIGHTS | CLUSTER | ASKED_FOR | LEASE if "/" not in key[1]}
     plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
     for _, kind in KINDS:
@@ -225,7 +232,8 @@ def test_nobody_but_the_operator_may_write_a_status() -> None:
 @with_each_file(OPERATOR)
 def test_every_pod_meets_the_standard_restricted(values: Path) -> None:
     rendered = render(OPERATOR, values=values)
-    pods = [one(rendered, "Deployment")["spec"]["template"]["spec"], one(rendered, "Pod")["spec"]]
+    deployments = [each["spec"]["template"]["spec"] for each in rendered if each["kind"] == "Deployment"]
+    pods = [*deployments, one(rendered, "Pod")["spec"]]
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -235,7 +243,7 @@ def test_every_pod_meets_the_standard_restricted(values: Path) -> None:
             assert each["securityContext"]["readOnlyRootFilesystem"] is True
             assert each["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert "memory" in each["resources"]["limits"]
-    assert [pod["automountServiceAccountToken"] for pod in pods] == [True, False]
+    assert [pod["automountServiceAccountToken"] for pod in pods] == [*(True for _ in deployments), False]
 
 
 def test_selectors_find_the_operator_and_only_it() -> None:

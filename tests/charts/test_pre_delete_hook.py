@@ -52,7 +52,7 @@ def test_every_part_goes_with_success_and_is_replaced_after_a_failure(values: Pa
 def test_the_command_understands_its_environment_and_finds_what_the_operator_finds(values: Path) -> None:
     found, rendered = hooks(values), render(OPERATOR, values=values)
     understood = settings.from_env(environment(found))
-    deployment = one(rendered, "Deployment")
+    deployment = one(rendered, "Deployment", "-operator")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     theirs = {each["name"]: each.get("value", "here") for each in container["env"]}
     by_the_operator = settings.from_env(theirs)
@@ -67,7 +67,7 @@ def test_the_command_understands_its_environment_and_finds_what_the_operator_fin
 def test_the_command_waits_for_the_operator_and_never_for_itself(values: Path) -> None:
     found, rendered = hooks(values), render(OPERATOR, values=values)
     selector = settings.from_env(environment(found)).operator_pod_labels
-    template = one(rendered, "Deployment")["spec"]["template"]
+    template = one(rendered, "Deployment", "-operator")["spec"]["template"]
     assert selector.items() <= template["metadata"]["labels"].items()
     assert not selector.items() <= pod(found)["metadata"]["labels"].items()
     assert template["spec"]["terminationGracePeriodSeconds"] < STOP_TIMEOUT_S
@@ -98,7 +98,7 @@ def test_with_namespaces_it_runs_as_the_operator_and_makes_nothing_in_them_for_t
     rendered, found = render(OPERATOR, values=NAMESPACED), hooks(NAMESPACED, {"watchNamespaces": namespaces})
     assert sorted(kind for kind, _, _ in kinds(found)) == ["Job", "Role", "RoleBinding"]
     assert {namespace for _, namespace, _ in kinds(found)} == {"here"}
-    account = one(rendered, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
+    account = one(rendered, "Deployment", "-operator")["spec"]["template"]["spec"]["serviceAccountName"]
     assert pod(found)["spec"]["serviceAccountName"] == account
     assert one(found, "RoleBinding")["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "here"}]
 
@@ -112,7 +112,10 @@ def test_where_rights_come_from_elsewhere_it_runs_as_the_operator() -> None:
 @with_each_file(OPERATOR)
 def test_its_pod_meets_the_standard_restricted_and_goes_where_the_operator_may(values: Path) -> None:
     found = hooks(values)
-    spec, theirs = pod(found)["spec"], one(render(OPERATOR, values=values), "Deployment")["spec"]["template"]["spec"]
+    spec, theirs = (
+        pod(found)["spec"],
+        one(render(OPERATOR, values=values), "Deployment", "-operator")["spec"]["template"]["spec"],
+    )
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     [container] = spec["containers"]

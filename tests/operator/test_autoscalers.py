@@ -21,6 +21,10 @@ V2 = "custom.metrics.k8s.io/v1beta2"
 V1 = "custom.metrics.k8s.io/v1beta1"
 
 
+def listed(*names: str) -> dict[str, Any]:
+    return {"kind": "APIResourceList", "resources": [{"name": name} for name in names]}
+
+
 def proxy(provider: str = "Builtin", **metadata: Any) -> Proxy:
     targets = {"bufferRowsPerPod": 9, "cpuPercent": 70}
     return resource({"autoscaling": {"maxReplicas": 4, "targets": targets, "provider": provider}}, **metadata)
@@ -61,10 +65,10 @@ async def test_an_operator_that_may_not_read_apiservices_says_how_its_api_is_tur
 
 
 async def test_an_adapter_is_asked_for_the_newer_version_and_else_for_the_older(cluster: Cluster) -> None:
-    cluster.api.aggregated[V1] = ["pods/tinybird_proxy_buffer_rows"]
+    cluster.api.documents[f"/apis/{V1}"] = listed("pods/tinybird_proxy_buffer_rows")
     edge = autoscalers(cluster)
     assert (await edge.plan(KEY, proxy("PrometheusAdapter"), {})).targets == (ROWS,)
-    cluster.api.aggregated[V2] = ["pods/tinybird_proxy_buffer_rows", "pods/tinybird_proxy_cpu_percent"]
+    cluster.api.documents[f"/apis/{V2}"] = listed("pods/tinybird_proxy_buffer_rows", "pods/tinybird_proxy_cpu_percent")
     cluster.clock.seconds += METRICS_API_S
     assert (await edge.plan(KEY, proxy("PrometheusAdapter"), {})).targets == (ROWS, CPU)
 

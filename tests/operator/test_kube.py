@@ -21,6 +21,8 @@ from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kuber
 from tinybird_proxy_operator.lease import NotLeader
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 from tinybird_proxy_operator.testing.fake_api import FakeApi
+from tinybird_proxy_operator.testing.fake_reviews import FakeReviews
+from tinybird_proxy_operator.testing.field_owners import fields_of, owned_by
 from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR, SCALED_OBJECT
 
 
@@ -382,7 +384,50 @@ async def test_a_webhook_that_cannot_be_called_is_a_refusal_of_this_object_and_n
 async def test_what_an_aggregated_api_has_is_told_by_name_and_one_that_is_not_there_is_not_found(
     api: FakeApi, kube: Kube
 ) -> None:
-    api.aggregated["custom.metrics.k8s.io/v1beta2"] = ["pods/rows", "namespaces/rows"]
+    resources = [{"name": "pods/rows"}, {"name": "namespaces/rows"}]
+    api.documents["/apis/custom.metrics.k8s.io/v1beta2"] = {"resources": resources}
     assert await kube.served("custom.metrics.k8s.io/v1beta2") == {"pods/rows", "namespaces/rows"}
     with pytest.raises(NotFound):
         await kube.served("custom.metrics.k8s.io/v1beta1")
+
+
+def api_service(**spec: Any) -> dict[str, Any]:
+    body = {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.example.com"}}
+    return {**body, "spec": spec}
+
+
+async def test_what_is_applied_where_there_was_nothing_takes_nothing_from_anybody(api: FakeApi, kube: Kube) -> None:
+    await kube.apply_where(None, api_service(group="a"))
+    assert (api.asked[-1].method, api.asked[-1].query["force"]) == ("PATCH", "false")
+    theirs = api_service(group="b")
+    theirs = owned_by(theirs, ("somebody", "Update", ""), fields_of(theirs))
+    api.put(theirs | {"metadata": {**theirs["metadata"], "namespace": "", "name": "v1.example.com"}})
+    with pytest.raises(Conflict):
+        await kube.apply_where(None, api_service(group="a"))
+    assert api.get("APIService", "v1.example.com", "")["spec"] == {"group": "b"}
+
+
+async def test_what_is_applied_is_applied_to_what_was_read(api: FakeApi, kube: Kube) -> None:
+    await kube.apply_where(None, api_service(group="a"))
+    live = await kube.get("APIService", None, "v1.example.com")
+    await kube.apply_where(live, api_service(group="b"))
+    with pytest.raises(Conflict):
+        await kube.apply_where(live, api_service(group="c"))
+    await kube.delete("APIService", None, "v1.example.com", uid=live["metadata"]["uid"])
+    with pytest.raises(Conflict):
+        await kube.apply_where(live, api_service(group="c"))
+
+
+async def test_a_review_is_answered_and_not_kept(api: FakeApi, kube: Kube) -> None:
+    FakeReviews(api).users["t"] = {"username": "ann"}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": "t"}}
+    assert (await kube.create(body))["status"] == {"authenticated": True, "user": {"username": "ann"}}
+    assert api.asked[-1].path == "/apis/authentication.k8s.io/v1/tokenreviews"
+    assert api.names("TokenReview") == []
+
+
+async def test_a_path_that_is_no_objects_can_be_read(api: FakeApi, kube: Kube) -> None:
+    api.documents["/apis/example.com/v1"] = {"kind": "APIResourceList"}
+    assert await kube.read("/apis/example.com/v1") == {"kind": "APIResourceList"}
+    with pytest.raises(NotFound):
+        await kube.read("/apis/example.com/v2")

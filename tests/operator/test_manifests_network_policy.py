@@ -1,9 +1,10 @@
 """Who may reach which port: as data, and as a table of who gets through."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
-from tests.operator.resources import EVERYTHING, desired
+from tests.operator.resources import EVERYTHING, desired, operator_settings
 from tests.operator.test_manifests_service import SELECTOR
 
 from tinybird_proxy_operator.manifests import Manifest
@@ -99,6 +100,21 @@ def _selects(source: dict[str, Any], peer: Peer) -> bool:
     elif namespace != "shop":
         return False
     return bool(source.get("podSelector", {}).get("matchLabels", {}).items() <= pod_labels.items())
+
+
+def test_the_metrics_api_reaches_the_admin_port_where_there_is_one() -> None:
+    labels = {"app.kubernetes.io/component": "metrics-api"}
+    settings = operator_settings(METRICS_API_POD_LABELS="app.kubernetes.io/component=metrics-api")
+    manifest = build(replace(desired(), settings=settings))
+    assert manifest is not None
+    events, admin = manifest["spec"]["ingress"]
+    peer: Peer = ("tinybird-system", {}, labels)
+    assert _lets_in(admin, peer, 8001)
+    assert _lets_in(admin, OPERATOR, 8001)
+    assert not _lets_in(admin, OPERATORS_NEIGHBOUR, 8001)
+    assert not _lets_in(admin, ("shop", {}, labels), 8001)
+    assert not any(_lets_in(rule, peer, 8001) for rule in built()["spec"]["ingress"])
+    assert events == built()["spec"]["ingress"][0]
 
 
 def test_policy_none_means_no_network_policy() -> None:

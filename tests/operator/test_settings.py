@@ -49,6 +49,7 @@ def test_only_where_it_runs_must_be_said() -> None:
         watch_namespaces=(),
         resync_seconds=300,
         metrics_port=8080,
+        metrics_api_pod_labels={},
         log_level="info",
         log_format="auto",
         upgrade_max_concurrent=1,
@@ -72,6 +73,7 @@ def test_everything_can_be_said() -> None:
         "LOG_LEVEL": "debug",
         "LOG_FORMAT": "json",
         "UPGRADE_MAX_CONCURRENT": "5",
+        "METRICS_API_POD_LABELS": "app.kubernetes.io/component=metrics-api",
     }
     assert from_env(env) == OperatorSettings(
         proxy_image="registry.example:5000/proxy:2@sha256:00",
@@ -89,6 +91,7 @@ def test_everything_can_be_said() -> None:
         log_level="debug",
         log_format="json",
         upgrade_max_concurrent=5,
+        metrics_api_pod_labels={"app.kubernetes.io/component": "metrics-api"},
     )
 
 
@@ -111,6 +114,7 @@ def test_an_empty_list_allows_nothing() -> None:
         ("WATCH_NAMESPACES", "shop,a_b", "must be a namespace's name"),
         ("OPERATOR_POD_LABELS", "app", "must be a label as key=value"),
         ("OPERATOR_POD_LABELS", "", "is missing"),
+        ("METRICS_API_POD_LABELS", "app", "must be a label as key=value"),
         ("RESYNC_SECONDS", "0", "must be a whole number from 1 to 86400"),
         ("METRICS_PORT", "70000", "must be a whole number from 1 to 65535"),
         ("METRICS_PORT", "http", "must be a whole number from 1 to 65535"),

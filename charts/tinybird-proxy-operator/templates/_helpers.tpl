@@ -136,6 +136,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if and .Values.watchNamespaces .Values.crds.enabled }}
 {{- fail "crds.enabled: must be false with watchNamespaces, for a CRD is the whole cluster's and this release gets rights in its namespaces only; have someone who may apply files/crd.yaml of this chart" }}
 {{- end }}
+{{- if and .Values.metricsAPI.enabled .Values.watchNamespaces }}
+{{- fail "metricsAPI.enabled: must be false with watchNamespaces, for custom.metrics.k8s.io is the whole cluster's and this release gets rights in its namespaces only; scale with KEDA or an adapter of someone who may register one" }}
+{{- end }}
+{{- if and .Values.metricsAPI.enabled (not .Values.rbac.create) }}
+{{- fail "metricsAPI.enabled: must be false without rbac.create, for what it registers belongs to its ClusterRole, and goes with it" }}
+{{- end }}
+{{- if and .Values.metricsAPI.enabled (eq (int .Values.metricsAPI.port) (int .Values.metricsAPI.metricsPort)) }}
+{{- fail "metricsAPI.metricsPort: must not be metricsAPI.port" }}
+{{- end }}
+{{- if gt (mul 4 (int64 .Values.metricsAPI.certificates.overlapSeconds)) (int64 .Values.metricsAPI.certificates.lifetimeSeconds) }}
+{{- fail "metricsAPI.certificates.overlapSeconds: must be at most a quarter of metricsAPI.certificates.lifetimeSeconds, or a certificate could end before the next one may be used" }}
+{{- end }}
 {{- if le (int .Values.lease.durationSeconds) (int .Values.lease.renewDeadlineSeconds) }}
 {{- fail "lease.renewDeadlineSeconds: must be less than lease.durationSeconds, or two operators could write at once" }}
 {{- end }}

@@ -7,15 +7,18 @@ from tinybird_proxy_operator.manifests.desired import Desired, Manifest, metadat
 
 
 def build(desired: Desired) -> Manifest | None:
-    """None if the resource wants none. The admin port is for the operator, and for ``metricsFrom``."""
+    """None if the resource wants none. The admin port is for the operator, its metrics API, and ``metricsFrom``."""
     policy = desired.proxy.spec.network_policy
     if policy.policy == "None":
         return None
     settings = desired.settings
-    operator = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}},
-        "podSelector": {"matchLabels": dict(settings.operator_pod_labels)},
-    }
+    home = {"matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}}
+    # No labels would be every pod of that namespace.
+    ours = [
+        {"namespaceSelector": home, "podSelector": {"matchLabels": dict(labels)}}
+        for labels in (settings.operator_pod_labels, settings.metrics_api_pod_labels)
+        if labels
+    ]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -25,7 +28,7 @@ def build(desired: Desired) -> Manifest | None:
             "policyTypes": ["Ingress"],
             "ingress": [
                 {**_event_clients(desired), "ports": [_tcp(names.EVENTS_PORT)]},
-                {"from": [operator, *policy.metrics_from], "ports": [_tcp(names.ADMIN_PORT)]},
+                {"from": [*ours, *policy.metrics_from], "ports": [_tcp(names.ADMIN_PORT)]},
             ],
         },
     }

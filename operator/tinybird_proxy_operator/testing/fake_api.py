@@ -4,7 +4,7 @@
         api.put({"kind": "Pod", ...})                     # as if a controller had written it
         api.fail(429, method="PATCH", retry_after_s=1)    # the next such request, and no other
         api.terminating.add("shop")                       # nothing can be made in that namespace any more
-        api.aggregated["metrics/v1"] = ["pods/rows"]      # another server's API: no more than what it has
+        api.documents["/apis/metrics/v1"] = {…}           # another server's API: no more than what it has
     api.writes                                        # every request since that was no read
 
 What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``managedFields``) of updates and of
@@ -18,7 +18,7 @@ import copy
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -88,7 +88,10 @@ class FakeApi:
     asked: list[Asked] = field(default_factory=list)
     kinds: dict[str, Served] = field(default_factory=lambda: dict(KINDS))
     terminating: set[str] = field(default_factory=set)
-    aggregated: dict[str, list[str]] = field(default_factory=dict)
+    # By kind: what is answered to an object that is not kept, but filled in. See fake_reviews.
+    reviews: dict[str, Callable[[Object], Object]] = field(default_factory=dict)
+    # By path: what is answered where no objects are.
+    documents: dict[str, Object] = field(default_factory=dict)
     _objects: dict[_Id, Object] = field(default_factory=dict)
     _version: int = 0
     _pages: dict[str, list[Object]] = field(default_factory=dict)
@@ -190,8 +193,8 @@ class FakeApi:
         return None
 
     def _answer(self, asked: Asked) -> tuple[int, Object]:
-        if (listed := self.aggregated.get(asked.path.removeprefix("/apis/"))) is not None and asked.method == "GET":
-            return 200, {"kind": "APIResourceList", "resources": [{"name": name} for name in listed]}
+        if asked.method == "GET" and asked.path in self.documents:
+            return 200, self.documents[asked.path]
         match = _PATH.fullmatch(asked.path)
         version = match and (match["core"] or match["group"])
         kind = match and next(
@@ -211,6 +214,9 @@ class FakeApi:
             raise _Refused(405, "the server does not allow this method on the requested resource")
         body = copy.deepcopy(asked.body) or {}
         namespace = namespace or ""
+        if name is None and asked.method == "POST" and kind in self.reviews:
+            self._check(kind, body)
+            return 201, {**body, "status": self.reviews[kind](body)}
         if name is None and asked.method == "POST":
             return 201, self._create(kind, namespace, body, asked.query)
         if name is None:
@@ -321,8 +327,8 @@ class FakeApi:
 
     def _apply(self, key: _Id, sub: str | None, body: Object, query: dict[str, str]) -> tuple[int, Object]:
         self._check(key[0], body)
-        if not query.get("fieldManager") or query.get("force") != "true" or sub == "scale":
-            raise _Refused(501, "the fake applies with a fieldManager and by force, and not to /scale")
+        if not query.get("fieldManager") or sub == "scale":
+            raise _Refused(501, "the fake applies with a fieldManager, and not to /scale")
         metadata = body.get("metadata") or {}
         if metadata.get("name") != key[2] or "managedFields" in metadata:
             raise _Refused(400, "metadata.name must be the path's, and metadata.managedFields must be nil")
@@ -343,6 +349,9 @@ class FakeApi:
         others = {
             path for other in entries_of(old) if manager_of(other) != manager for path in paths_of(other["fieldsV1"])
         }
+        taken = sorted(path for path in wanted & others if value_at(old, path) != value_at(new, path))
+        if taken and query.get("force") != "true":
+            raise _Refused(409, f"Apply failed with {len(taken)} conflicts: {taken}")
         for path in {
             p for own in entries_of(old) if manager_of(own) == manager for p in paths_of(own["fieldsV1"])
         } - wanted:

@@ -38,7 +38,13 @@ KINDS: Final = {
     "NetworkPolicy": Served("networking.k8s.io/v1", "networkpolicies"),
     "Ingress": Served("networking.k8s.io/v1", "ingresses", has_status=True),
     "HorizontalPodAutoscaler": Served("autoscaling/v2", "horizontalpodautoscalers", has_status=True),
-    "APIService": Served("apiregistration.k8s.io/v1", "apiservices", has_status=True, namespaced=False),
+    "ConfigMap": Served("v1", "configmaps", has_generation=False),
+    "ClusterRole": Served("rbac.authorization.k8s.io/v1", "clusterroles", has_generation=False, namespaced=False),
+    "APIService": Served(
+        "apiregistration.k8s.io/v1", "apiservices", has_status=True, has_generation=False, namespaced=False
+    ),
+    "TokenReview": Served("authentication.k8s.io/v1", "tokenreviews", namespaced=False),
+    "SubjectAccessReview": Served("authorization.k8s.io/v1", "subjectaccessreviews", namespaced=False),
 }
 # What only some clusters have.
 POD_MONITOR: Final = Served("monitoring.coreos.com/v1", "podmonitors")

@@ -1,0 +1,132 @@
+"""``tinybird-proxy-operator metrics-api``: builds everything and runs, until SIGTERM."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Final
+
+import aiohttp
+import click
+from aiohttp import web
+
+from tinybird_proxy import __version__
+from tinybird_proxy_operator.errors import SettingsError
+from tinybird_proxy_operator.kube import Kube, kubernetes_connection
+from tinybird_proxy_operator.logs import set_up_logging
+from tinybird_proxy_operator.metrics_api.authentication import Authenticator
+from tinybird_proxy_operator.metrics_api.authorization import Authorizer
+from tinybird_proxy_operator.metrics_api.inventory import Inventories
+from tinybird_proxy_operator.metrics_api.scrape import PODS_AT_ONCE, Scraper
+from tinybird_proxy_operator.metrics_api.server import Server, app_runner
+from tinybird_proxy_operator.metrics_api.settings import MetricsApiSettings, from_env
+from tinybird_proxy_operator.metrics_api.telemetry import Standing, Telemetry
+from tinybird_proxy_operator.metrics_api.tls import ServerTLS
+from tinybird_proxy_operator.metrics_api.upkeep import Upkeep, self_check
+from tinybird_proxy_operator.metrics_api.values import Values
+from tinybird_proxy_operator.names import ADMIN_PORT
+
+CONFIGURATION_STATUS: Final = 2
+# So long nothing comes to an end after SIGTERM, while the Service's endpoints and the nodes' rules forget the pod.
+UNREADY_S: Final = 5.0
+_log = logging.getLogger(__name__)
+
+
+@click.command("metrics-api")
+def metrics_api() -> None:
+    """Serve custom.metrics.k8s.io until SIGTERM; settings are environment variables, which the chart writes.
+
+    Exit status 2: the settings are wrong.
+    """
+    try:
+        settings = from_env(os.environ)
+    except SettingsError as error:
+        click.echo("The settings have problems:\n" + "\n".join(f"  {each}" for each in error.problems), err=True)
+        sys.exit(CONFIGURATION_STATUS)
+    set_up_logging(settings.log_level, settings.log_format)
+    asyncio.run(_connected(settings))
+
+
+async def _connected(settings: MetricsApiSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with kubernetes_connection(os.environ.get("KUBECONFIG")) as kube:
+        await serve(kube, settings, stop, unready_s=UNREADY_S)
+
+
+async def serve(
+    kube: Kube,
+    settings: MetricsApiSettings,
+    stop: asyncio.Event,
+    *,
+    unready_s: float,
+    started: Callable[[int, int], None] = lambda port, metrics_port: None,
+    host: str | None = None,
+    admin_port: int = ADMIN_PORT,
+) -> None:
+    """Own every task until ``stop``, and then for ``unready_s`` more. ``started`` is told the ports that it listens on.
+
+    ``host``: the address that it listens on, None: every one. ``admin_port``: the proxies'.
+    """
+    loop = asyncio.get_running_loop()
+
+    def utc_now() -> datetime:
+        return datetime.now(UTC)
+
+    standing, tls = Standing(), ServerTLS()
+    async with AsyncExitStack() as stack:
+        # Proxies close what they hear nothing of; a connection is worth keeping from one scrape to the next.
+        connector = aiohttp.TCPConnector(limit=PODS_AT_ONCE)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, trust_env=False))
+        authenticator, authorizer = Authenticator(kube, now=loop.time), Authorizer(kube, now=loop.time)
+        inventories = Inventories(kube, now=loop.time)
+
+        def scraped(result: str) -> None:
+            standing.scrapes[result] += 1
+
+        def answered(code: int) -> None:
+            standing.requests[code] += 1
+
+        scraper = Scraper(session, port=admin_port, now=loop.time, utc_now=utc_now, count=scraped)
+        for closing in (authenticator, authorizer, inventories, scraper):
+            stack.push_async_callback(closing.close)
+        server = Server(authenticator, authorizer, Values(inventories, scraper), count=answered)
+        probes = web.AppRunner(Telemetry(standing, utc_now=utc_now).app(), access_log=None)
+        metrics_port = await _listen(stack, probes, host, settings.metrics_port, tls=None)
+        port = await _listen(stack, app_runner(server), host, settings.port, tls=tls)
+        upkeep = Upkeep(
+            kube,
+            settings,
+            tls=tls,
+            authenticator=authenticator,
+            standing=standing,
+            now=loop.time,
+            utc_now=utc_now,
+            jitter=lambda limit: random.uniform(0.0, limit),  # noqa: S311 - no secret
+            check_self=self_check(session, port=lambda: port, server_name=settings.server_names[0]),
+        )
+        _log.info("started: version %s, TLS port %d, metrics port %d", __version__, port, metrics_port)
+        started(port, metrics_port)
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(upkeep.run())
+            await stop.wait()
+            keeping.cancel()
+        standing.not_ready = "It stops."
+        _log.info("stopping")
+        await asyncio.sleep(unready_s)
+
+
+async def _listen(
+    stack: AsyncExitStack, runner: web.BaseRunner, host: str | None, port: int, *, tls: ServerTLS | None
+) -> int:
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port, ssl_context=None if tls is None else tls.context).start()
+    found: int = runner.addresses[0][1]
+    return found

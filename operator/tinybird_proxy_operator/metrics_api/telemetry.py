@@ -1,0 +1,87 @@
+"""The metrics API's own metrics and probes, over plain HTTP on a port of their own."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_PREFIX = "tinybird_proxy_metrics_api_"
+
+
+@dataclass(slots=True)
+class Standing:
+    """How it is: numbers, and what people are to know.
+
+    ``registered``: both APIServices are ours. ``reached``: and at the last look the API server came through.
+    ``sentence``: why not, or that it is so. ``not_ready``: why nothing can be answered, None if it can.
+    ``certificate_ends_at``: the one in use.
+    """
+
+    requests: Counter[int] = field(default_factory=Counter)
+    scrapes: Counter[str] = field(default_factory=Counter)
+    registered: bool = False
+    reached: bool = False
+    sentence: str = "Not registered yet."
+    not_ready: str | None = "The certificates and the API server's configuration were not read yet."
+    certificate_ends_at: datetime | None = None
+
+
+class Telemetry(Collector):
+    """Shows a ``Standing``. ``utc_now`` tells how long the certificate is still good for."""
+
+    def __init__(self, standing: Standing, *, utc_now: Callable[[], datetime]) -> None:
+        self._standing = standing
+        self._utc_now = utc_now
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric at this moment."""
+        standing = self._standing
+        requests = CounterMetricFamily(_PREFIX + "requests", "Requests over TLS, by their answer.", labels=["code"])
+        for code, count in sorted(standing.requests.items()):
+            requests.add_metric([str(code)], count)
+        yield requests
+        scrapes = CounterMetricFamily(_PREFIX + "scrapes", "Pods asked, by whether they answered.", labels=["result"])
+        for result in ("ok", "error"):
+            scrapes.add_metric([result], standing.scrapes[result])
+        yield scrapes
+        text = "1 if both APIServices are this release's; see /readyz for why not."
+        yield GaugeMetricFamily(_PREFIX + "registered", text, value=float(standing.registered))
+        text = "1 if the API server's answers to us about the group were ours at the last look."
+        yield GaugeMetricFamily(_PREFIX + "reached", text, value=float(standing.reached))
+        if standing.certificate_ends_at is not None:
+            left_s = (standing.certificate_ends_at - self._utc_now()).total_seconds()
+            text = "Seconds until the serving certificate ends; it is renewed when two thirds of its life are over."
+            yield GaugeMetricFamily(_PREFIX + "certificate_expiry_seconds", text, value=left_s)
+
+    def app(self) -> web.Application:
+        """``/metrics``, ``/healthz``, ``/livez``, and ``/readyz``, which does not depend on being registered."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        app = web.Application()
+
+        async def metrics(request: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        async def healthz(request: web.Request) -> web.Response:
+            return web.json_response({"live": True})
+
+        async def readyz(request: web.Request) -> web.Response:
+            why_not = self._standing.not_ready
+            body = {
+                "ready": why_not is None,
+                "message": why_not or "Ready.",
+                "registered": self._standing.registered,
+                "registration": self._standing.sentence,
+            }
+            return web.json_response(body, status=200 if why_not is None else 503)
+
+        app.router.add_get("/metrics", metrics)
+        app.router.add_get("/healthz", healthz)
+        app.router.add_get("/livez", healthz)
+        app.router.add_get("/readyz", readyz)
+        return app
