@@ -1,5 +1,6 @@
 """Pods as Kubernetes sees them, and the Deployment's controller that makes and removes them. Pure."""
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Pod:
     proxy: Proxy
     labelled: bool = False  # it is to go
     deletion_cost: int = 0
-    unready_until_s: float = -1.0
+    unready_until_s: float = -math.inf
 
     def pending(self, now_s: float) -> bool:
         return now_s < self.created_s + STARTING_S

@@ -65,7 +65,7 @@ class Proxy:
         self._model = model
         self._waiting: deque[_Batch] = deque()  # cohorts of a second
         self._again: deque[_Batch] = deque()  # batches that failed: they stay as they are
-        self._in_flight: list[tuple[Answer, _Batch, float]] = []
+        self._in_flight: list[tuple[float, _Batch, float]] = []  # answered at, sent at
         self._most_rows = min(model.buffer_rows, model.buffer_bytes // model.row_bytes)
         self._batch_rows = min(model.batch_rows, model.batch_bytes // model.row_bytes)
         self._tokens = 1.0
@@ -110,18 +110,29 @@ class Proxy:
         return Taken(accepted, rows - accepted)
 
     def deliver(self, now_s: float, tinybird: Tinybird, rng: random.Random) -> int:
-        """One step of delivering, before rows are taken in it; return how many rows Tinybird has acknowledged."""
-        delivered = self._settle(now_s, rng)
-        self._tokens = min(
-            max(1.0, self._model.upstream_rate * _BURST_SHARE) + self._model.upstream_rate,
-            self._tokens + self._model.upstream_rate,
-        )
+        """One step of delivering, before rows are taken in it; return how many rows Tinybird has acknowledged.
+
+        A refusal comes back at once, rows that are written take as long as Tinybird takes to write them.
+        """
+        delivered, replies = self._settle(now_s)
+        throttled = 0
+        most = max(1.0, self._model.upstream_rate * _BURST_SHARE) + self._model.upstream_rate
+        self._tokens = min(most, self._tokens + self._model.upstream_rate)
         while now_s >= self._paused_until_s and len(self._in_flight) < self._places and self._tokens >= 1.0:
             batch = self._again.popleft() if self._again else self._next_batch()
             if batch is None:
                 break
             self._tokens -= 1.0
-            self._in_flight.append((tinybird.answer(now_s), batch, now_s))
+            answer = tinybird.answer(now_s)
+            if answer.status == OK:
+                self._in_flight.append((answer.at_s, batch, now_s))
+                continue
+            replies += 1
+            throttled += answer.status == TOO_MANY_REQUESTS
+            self._again.appendleft(batch)
+            self._fail(now_s, answer, rng)
+        self.replies_1m += _pushed(self._replies, replies)
+        self.throttled_1m += _pushed(self._throttled, throttled)
         return delivered
 
     def _next_batch(self) -> _Batch | None:
@@ -137,29 +148,16 @@ class Proxy:
                 self._waiting.popleft()
         return _Batch(rows, oldest_s)
 
-    def _settle(self, now_s: float, rng: random.Random) -> int:
-        delivered = replies = throttled = 0
-        still = []
-        for answer, batch, sent_s in self._in_flight:
-            if answer.at_s > now_s:
-                still.append((answer, batch, sent_s))
-                continue
-            replies += 1
-            if answer.status == OK:
-                delivered += batch.rows
-                if sent_s > self._failed_at_s:
-                    self._places, self._failures = self._model.upstream_concurrency, 0
-                continue
-            self._again.append(batch)
-            throttled += answer.status == TOO_MANY_REQUESTS
-            if sent_s > self._failed_at_s:  # several in flight that fail together count once
-                self._fail(now_s, answer, rng)
-        self._in_flight = still
+    def _settle(self, now_s: float) -> tuple[int, int]:
+        """Rows that Tinybird has written since, and in how many requests."""
+        done = [(batch, sent_s) for at_s, batch, sent_s in self._in_flight if at_s <= now_s]
+        self._in_flight = [each for each in self._in_flight if each[0] > now_s]
+        delivered = sum(batch.rows for batch, _ in done)
+        if any(sent_s > self._failed_at_s for _, sent_s in done):  # an older one says nothing about the failure
+            self._places, self._failures = self._model.upstream_concurrency, 0
         self.rows -= delivered
         self.delivered_1m += _pushed(self._delivered, delivered)
-        self.replies_1m += _pushed(self._replies, replies)
-        self.throttled_1m += _pushed(self._throttled, throttled)
-        return delivered
+        return delivered, len(done)
 
     def _fail(self, now_s: float, answer: Answer, rng: random.Random) -> None:
         self._places, self._failed_at_s = 1, now_s
@@ -168,7 +166,8 @@ class Proxy:
             return
         most_s = min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2.0 ** min(self._failures, 30))
         self._failures += 1
-        self._paused_until_s = now_s + rng.uniform(0.0, most_s)
+        # A step at least: within one nothing changes.
+        self._paused_until_s = now_s + max(1.0, rng.uniform(0.0, most_s))
 
     @property
     def oldest_s(self) -> float | None:

@@ -70,7 +70,7 @@ class Simulation:
         self._tinybird = Tinybird(scenario.upstream, self._upstream)
         self._hpa = Autoscaler(scenario.least, scenario.most, scenario.behavior)
         self._weights = _Weights(self._clients, scenario.connection_age_s, {}, {})
-        self._freeze = Freeze()
+        self._freeze = Freeze(scenario.freeze_share)
         self._wanted = self._replicas = scenario.least
         self._gave_up_at_s: float | None = None
         self._delivered_at_s = -math.inf
@@ -147,7 +147,9 @@ class Simulation:
 
     def _operate(self, now_s: float) -> None:
         proxies = [pod.proxy for pod in self._pods]
-        self._freeze.look(now_s, sum(one.replies_1m for one in proxies), sum(one.throttled_1m for one in proxies))
+        if now_s % self._scenario.look_s == 0:
+            throttled = sum(one.throttled_1m for one in proxies)
+            self._freeze.look(now_s, sum(one.replies_1m for one in proxies), throttled)
         if self._decide is None:
             self._replicas = self._wanted
         else:

@@ -8,6 +8,7 @@ from typing import Final
 from tests.simulation.curves import Curve, daily_wave, drops, ramp, spike, steady
 from tests.simulation.hpa import SYNC_PERIOD_S, Behavior
 from tests.simulation.proxy import ProxyModel
+from tests.simulation.rules import THROTTLED_SHARE
 from tests.simulation.tinybird import Upstream, Window
 
 
@@ -46,6 +47,8 @@ class Scenario:
     behavior: Behavior = field(default_factory=Behavior)
     sync_period_s: float = SYNC_PERIOD_S
     freeze: bool = True
+    freeze_share: float = THROTTLED_SHARE
+    look_s: int = 10  # how often the operator asks the pods for their answers' statuses
     upstream: Upstream = field(default_factory=Upstream)
     proxy: ProxyModel = field(default_factory=ProxyModel)
     connection_age_s: float = 0.0
@@ -85,4 +88,13 @@ RAMP: Final = Scenario(
 QUIET: Final = Scenario(
     name="quiet", curve=drops(10, every_s=97), duration_s=1_800, upstream=Upstream(latency_s=(2, 4))
 )
-SCENARIOS: Final = (SPIKE, DAILY_WAVE, OUTAGE, THROTTLED, RAMP)
+# Pods are to go while Tinybird is down: those that hold rows must not.
+STRANDED: Final = Scenario(
+    name="stranded",
+    curve=spike(5_000, 45_000, start_s=120, length_s=300),
+    duration_s=2_100,
+    step_s=120,
+    targets={Target.CPU_PERCENT: 70},
+    upstream=Upstream(outages=(Window(700, 1_400),)),
+)
+SCENARIOS: Final = (SPIKE, DAILY_WAVE, OUTAGE, THROTTLED, RAMP, STRANDED)

@@ -59,13 +59,13 @@ class Tinybird:
         upstream = self._upstream
         self.requests += 1
         if any(window.holds(now_s) for window in upstream.outages):
-            return Answer(UNAVAILABLE, now_s + 1)
+            return Answer(UNAVAILABLE, now_s)
         low = any(window.holds(now_s) for window in upstream.throttled)
         limit = upstream.low_limit if low else upstream.limit
         self._tokens = min(max(1.0, limit), self._tokens + limit * (now_s - self._filled_at_s))
         self._filled_at_s = now_s
         if self._tokens < 1.0:
             self.refused += 1
-            return Answer(TOO_MANY_REQUESTS, now_s + 1, self._rng.randint(*upstream.retry_after_s))
+            return Answer(TOO_MANY_REQUESTS, now_s, self._rng.randint(*upstream.retry_after_s))
         self._tokens -= 1.0
         return Answer(OK, now_s + self._rng.randint(*upstream.latency_s))
