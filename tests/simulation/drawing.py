@@ -97,13 +97,15 @@ def _panel(picture: Picture, panel: Panel, top: int, *, first: bool) -> Iterable
         yield f'<path class="grid" d="M{_LEFT} {y(tick)}H{WIDTH - _RIGHT}"/>'
         yield f'<text class="end" x="{_LEFT - 6}" y="{_short(float(y(tick)) + 4)}">{amount(tick)}</text>'
     for series, points in drawn:
+        runs = _above_zero(points) if series.mark == "area" else [points]
         path = "".join(
-            f"{'L' if index else 'M'}{_x(picture, at)} {y(value)}" for index, (at, value) in enumerate(points)
+            f"{'L' if index else 'M'}{_x(picture, at)} {y(value)}"
+            for run in runs
+            for index, (at, value) in enumerate(run)
         )
-        if series.mark == "area":
-            closed = f"{path}V{bottom}H{_x(picture, points[0][0])}Z"
-            yield f'<path class="area" stroke="var(--{series.colour})" fill="var(--{series.colour})" d="{closed}"/>'
-        else:
+        if series.mark == "area" and path:
+            yield f'<path class="area" stroke="var(--{series.colour})" fill="var(--{series.colour})" d="{path}"/>'
+        elif path:
             yield f'<path class="line {series.mark}" stroke="var(--{series.colour})" d="{path}"/>'
     yield f'<text class="unit" x="14" y="{top - 8}">{escape(panel.unit)}</text>'
     yield from _legend(panel, top - 8)
@@ -160,6 +162,21 @@ def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
         if after != before:
             points += [(second, before), (second, after)]
     return [*points, (float(len(values)), values[-1])]
+
+
+def _above_zero(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """The parts that are more than nothing, each with where it begins and ends at nothing."""
+    runs, run = list[list[tuple[float, float]]](), list[tuple[float, float]]()
+    for index, (at_s, value) in enumerate(points):
+        if value <= 0:
+            continue
+        before_s, _ = points[max(0, index - 1)]
+        after_s, after = points[min(len(points) - 1, index + 1)]
+        run += [(at_s, value)] if run else [(before_s, 0.0), (at_s, value)]
+        if after <= 0 or index == len(points) - 1:
+            runs.append([*run, (after_s, 0.0)])
+            run = []
+    return runs
 
 
 def _x(picture: Picture, at_s: float) -> str:

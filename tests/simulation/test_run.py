@@ -28,10 +28,15 @@ from tests.simulation.scenarios import (
 )
 from tests.simulation.tinybird import Upstream, Window
 
+_SHORT: Final = [scenario for scenario in SCENARIOS if scenario.duration_s <= 2_400]
 CASES: Final[Mapping[str, Scenario]] = {
     **{scenario.name: scenario for scenario in (*SCENARIOS, QUIET)},
-    **{f"{scenario.name} with failing probes": replace(scenario, probe_failures=1 / 300) for scenario in SCENARIOS},
-    **{f"{scenario.name} synced each second": replace(scenario, sync_period_s=1.0) for scenario in SCENARIOS},
+    **{
+        f"{scenario.name} with failing probes, synced each second": replace(
+            scenario, probe_failures=1 / 300, sync_period_s=1.0
+        )
+        for scenario in _SHORT
+    },
 }
 NAMES: Final = sorted(CASES)
 
@@ -76,7 +81,7 @@ def test_in_the_end_there_are_few_pods_again(name: str, seed: int) -> None:
 def test_pods_that_go_without_draining_take_rows_along() -> None:
     for scenario in SCENARIOS:
         if scenario is not THROTTLED:  # where none is added, none goes
-            assert min(simulate(scenario, seed, decide=None).rows_at_risk for seed in SEEDS) > 1_000, scenario.name
+            assert simulate(scenario, SEEDS[0], decide=None).rows_at_risk > 1_000, scenario.name
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -124,7 +129,7 @@ def test_cpu_alone_does_not_answer_an_outage() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["throttled", "throttled synced each second"])
+@pytest.mark.parametrize("name", ["throttled", "throttled with failing probes, synced each second"])
 def test_a_throttled_tinybird_does_not_make_the_hpa_run_to_max(name: str, seed: int) -> None:
     frozen, free = run(name, seed), simulate(replace(CASES[name], freeze=False), seed)
     assert frozen.most_pods <= THROTTLED.least + 1
@@ -178,12 +183,12 @@ def test_without_stabilisation_it_flaps() -> None:
 
 def test_clients_that_keep_their_connections_for_five_minutes_see_little_of_new_pods() -> None:
     kept = sum(outcome.refused_percent for outcome in means(replace(SPIKE, connection_age_s=300.0)))
-    spread = sum(outcome.refused_percent for outcome in means(SPIKE))
+    spread = sum(run("spike", seed).refused_percent for seed in SEEDS)
     assert kept > 4 * spread
 
 
 def test_a_run_is_the_same_for_the_same_seed_and_another_for_another() -> None:
-    one, again, other = (simulate(SPIKE, seed) for seed in (1, 1, 2))
+    one, again, other = run("spike", 1), simulate(SPIKE, 1), run("spike", 2)
     assert one == again
     assert one != other
 
@@ -193,7 +198,7 @@ windows = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     peak=st.integers(1_000, 90_000),
