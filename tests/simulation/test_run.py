@@ -65,6 +65,13 @@ def test_every_row_is_accounted_for(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [scenario.name for scenario in SCENARIOS if scenario is not THROTTLED])
+def test_all_pods_together_stay_below_the_limit_of_tinybird(name: str, seed: int) -> None:
+    outcome = run(name, seed)
+    assert outcome.throttled == 0 < outcome.requests
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [scenario.name for scenario in SCENARIOS])
 def test_the_direction_changes_at_most_twice_in_ten_minutes(name: str, seed: int) -> None:
     assert run(name, seed).flapping <= 2
