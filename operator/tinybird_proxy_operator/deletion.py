@@ -82,11 +82,11 @@ def verdict(proxy: Proxy, pods: Sequence[PodFacts], *, overdue: bool, hindrance:
     """The condition ``Draining``. ``hindrance``: why pods could not be told to drain."""
     left = _what_is_left(pods, hindrance)
     if not overdue:
-        return "True", Reason.DELETING, f"{left} It goes when no pod holds a row.{_letters(pods)}"
+        return "True", Reason.DELETING, f"{left} It goes when no pod holds a row.{drains.dead_letters(pods)}"
     message = (
         f"Not empty after {proxy.spec.drain.deadline_seconds} s: {left} It goes by itself when no pod holds a row."
         f" To delete it with what is left: kubectl annotate tbp {proxy.name} {DELETE_ANNOTATION}=now, or set"
-        f" spec.drain.onDeadline to Drop.{_letters(pods)}"
+        f" spec.drain.onDeadline to Drop.{drains.dead_letters(pods)}"
     )
     return "False", Reason.DRAIN_DEADLINE_EXCEEDED, message
 
@@ -105,7 +105,7 @@ def farewells(
         told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_what_is_left(pods, hindrance)}{grace}"))
     elif why in _WITH_ROWS and last_rows:
         told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_rows(last_rows)} left at the last look.{grace}"))
-    if letters := _letters(pods):
+    if letters := drains.dead_letters(pods):
         told.append((Reason.DEAD_LETTERS_DROPPED, letters.strip()))
     return told
 
@@ -245,13 +245,6 @@ def _what_is_left(pods: Sequence[PodFacts], hindrance: str | None) -> str:
         sentences.append(hindrance)
     sentences += [sentence for report in answers for sentence in report.stuck][:1]
     return " ".join(sentences)
-
-
-def _letters(pods: Sequence[PodFacts]) -> str:
-    rows = sum(pod.report.dead_letter_rows for pod in pods if pod.report is not None)
-    if not rows:
-        return ""
-    return f" {_rows(rows)} in dead letters, which are in the pods' memory and go with them; they are not waited for."
 
 
 def _rows(rows: int) -> str:

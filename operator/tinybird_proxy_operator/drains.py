@@ -11,7 +11,7 @@ from typing import Final
 
 from tinybird_proxy_operator.children import is_ours
 from tinybird_proxy_operator.kube import Kube
-from tinybird_proxy_operator.names import ADMIN_TOKEN_KEY, admin_secret, some
+from tinybird_proxy_operator.names import ADMIN_TOKEN_KEY, admin_secret, some, two_digits
 from tinybird_proxy_operator.observed import PodFacts
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.spec import Proxy
@@ -34,6 +34,15 @@ async def admin_token(kube: Kube, proxy: Proxy) -> str | None:
 def no_token(proxy: Proxy) -> str:
     """Why nobody can be told, as a sentence."""
     return f"Secret {admin_secret(proxy.name)}, with the token that tells pods to drain, is gone or not the operator's."
+
+
+def dead_letters(pods: Sequence[PodFacts]) -> str:
+    """What is in the dead letters of pods that go, as a sentence after others; empty if there is nothing."""
+    rows = sum(pod.report.dead_letter_rows for pod in pods if pod.report is not None)
+    if not rows:
+        return ""
+    count = "1 row is" if rows == 1 else f"{two_digits(rows):,} rows are"
+    return f" {count} in dead letters, which are in the pods' memory and go with them; they are not waited for."
 
 
 def deaf(proxy: Proxy, names: Sequence[str]) -> str:

@@ -93,6 +93,8 @@ class Shrinks:
             hindrance = hindrance or refused
             if fell is None:
                 plan = replace(plan, stage=Stage.DRAINING, replicas=situation.live)
+            elif letters := drains.dead_letters([pod for pod in pods if pod.name in plan.may_go]):
+                await self.events.tell(proxy, Reason.DEAD_LETTERS_DROPPED, letters.strip(), warning=True)
         said = shrink.verdict(situation, plan, pods, status, hindrance=hindrance)
         if plan.stage is Stage.GIVING_UP and said is not None:
             self._gave_up[key] = situation.now, said

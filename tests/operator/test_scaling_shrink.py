@@ -73,6 +73,10 @@ def steps(plan: Plan) -> dict[str, tuple[str, ...]]:
 A, B, C = pod("a", 5), pod("b", 3), pod("c", 9)
 
 
+# It holds no row that could be delivered, and one that goes with it.
+LETTERS = pod("l", report=said(dead_letter_rows=1))
+
+
 @pytest.mark.parametrize(
     ("pods", "wanted", "names"),
     [
@@ -89,6 +93,7 @@ A, B, C = pod("a", 5), pod("b", 3), pod("c", 9)
         ([A, victim("b"), absent("c")], 2, ["c"]),
         ([A, victim("b"), pod("c", ready=False)], 2, ["b"]),
         ([A, victim("b", ready=True), pod("c", ready=False)], 2, ["c"]),
+        ([LETTERS, A, pod("c", 900)], 1, ["a", "c"]),
     ],
 )
 def test_unready_pods_are_chosen_first_and_then_the_least_buffered_and_a_choice_stays(

@@ -171,6 +171,19 @@ async def test_the_emptiest_pod_is_marked_told_to_drain_and_let_go_when_it_is_em
     assert cluster.reasons() == []
 
 
+async def test_dead_letters_that_go_with_an_emptied_pod_are_told(cluster: Scaled) -> None:
+    await cluster.with_pods(0, 0, 0)
+    for buffer in cluster.proxies.buffers.values():
+        buffer.dead_letters = 7
+    cluster.scale(2)
+    await cluster.turn()
+    await cluster.turn()
+    assert len(cluster.pods()) == 2
+    [(kind, reason, message)] = cluster.told()
+    assert (kind, reason) == ("Warning", "DeadLettersDropped")
+    assert message.startswith("7 rows are in dead letters")
+
+
 async def test_a_pod_that_still_takes_rows_is_not_let_go(cluster: Scaled) -> None:
     await cluster.with_pods()
     cluster.proxies.delays = True

@@ -155,11 +155,13 @@ def choose(active: Sequence[PodFacts], count: int) -> list[PodFacts]:
     return sorted(active, key=_rank)[: max(0, count)]
 
 
-def _rank(pod: PodFacts) -> tuple[int, float, str]:
-    """Who goes first, then who holds least. Unready pods go first in Kubernetes too, whatever their cost."""
+def _rank(pod: PodFacts) -> tuple[int, int, float, str]:
+    """Who goes first: by what is lost, then by what it holds. Kubernetes too takes unready pods first, at any cost."""
     kind = 0 if _has_no_process(pod) else 1 if not pod.ready else 2
     rows = pod.report.rows if pod.report is not None else math.inf if pod.running else 0
-    return 2 * kind + (not pod.labelled), rows, pod.name
+    # Rows are delivered before the pod goes; dead letters go with it.
+    letters = pod.report.dead_letter_rows if pod.report is not None else 0
+    return 2 * kind + (not pod.labelled), letters, rows, pod.name
 
 
 def _has_no_process(pod: PodFacts) -> bool:
