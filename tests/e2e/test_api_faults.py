@@ -14,7 +14,7 @@ from tests.e2e.kubectl import OPERATOR, OPERATOR_NAMESPACE, ROOT, Namespace, tok
 
 pytestmark = [pytest.mark.alone, pytest.mark.control_plane]
 
-# Not of the Lease, which is good for 3 s only in these tests.
+# Not of the Lease, which is good for some seconds only in these tests.
 PATH: Final = r"^(?!.*/leases/)"
 # A look at everything makes some 13 requests, and begins anew when one fails.
 FAULTS: Final[Mapping[str, list[Mapping[str, Any]]]] = {

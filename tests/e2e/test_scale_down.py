@@ -52,6 +52,7 @@ def _until_drained_to(namespace: Namespace, replicas: int) -> None:
     until("no pod drains", lambda: not _victims(namespace))
 
 
+@pytest.mark.timeout(240)
 def test_pods_that_cannot_deliver_stay_until_they_can_and_nothing_is_lost(namespace: Namespace) -> None:
     pods = _deployed(namespace, 5, deadlineSeconds=10)
     ids = _fill(namespace, 60)

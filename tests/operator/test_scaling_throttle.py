@@ -50,6 +50,14 @@ def test_rows_that_wait_because_of_429_tell_before_the_answers_of_the_minute_bef
     assert look(Throttle(), [pod(report=told)], 0.0).throttled is throttled
 
 
+@pytest.mark.parametrize("before", [Throttle(), THROTTLED])
+def test_rows_that_wait_after_503_are_no_sign_of_it(before: Throttle) -> None:
+    told = said(rows=9, throttled_rows=9, replies_1m=60, throttled_1m=0)
+    assert look(before, [pod(report=told)], 0.0).throttled is before.throttled
+    later = look(look(before, [pod(report=told)], 0.0), [pod(report=told)], CALM_FOR_S)
+    assert not later.throttled
+
+
 def test_it_does_not_end_while_rows_wait_for_as_long_as_tinybird_has_asked_for() -> None:
     waiting = [pod(report=said(rows=9, throttled_rows=9))]
     known = look(THROTTLED, pods((0, 0)), 0.0)

@@ -43,7 +43,9 @@ def look(before: Throttle, pods: Sequence[PodFacts], now: float) -> Throttle:
     rows, held_up = sum(report.rows for report in reports), sum(report.throttled_rows for report in reports)
     share = refused / replies if replies else 0.0
     many = share > THROTTLED_SHARE and refused >= LEAST_THROTTLED
-    if many or (held_up and held_up >= THROTTLED_ROWS_SHARE * rows):
+    # A proxy waits as long as it is asked to after 503 too, which is no limit of requests: one 429 must have come.
+    by_429 = bool(refused) or (before.throttled and not replies)
+    if many or (by_429 and held_up and held_up >= THROTTLED_ROWS_SHARE * rows):
         return Throttle(True, None, replies, refused)
     if not before.throttled:
         return Throttle(False, None, replies, refused)
