@@ -87,6 +87,7 @@ class PodFacts:
     draining_since: datetime | None = None
     deletion_cost: int = 0
     excess: bool = False
+    created_at: datetime | None = None
     uid: str = ""
     resource_version: str = ""
 
@@ -310,6 +311,7 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
         labelled=DRAINING_LABEL in (metadata.get("labels") or {}),
         draining_since=_read_time(annotations.get(DRAINING_SINCE_ANNOTATION)),
         deletion_cost=_read_integer(annotations.get(DELETION_COST_ANNOTATION)),
+        created_at=_read_time(metadata.get("creationTimestamp")),
         uid=metadata.get("uid", ""),
         resource_version=metadata.get("resourceVersion", ""),
     )

@@ -28,6 +28,10 @@ def _autoscaled(namespace: Namespace, *, rows_per_pod: int, most: int, least: in
     return proxy
 
 
+def _until_it_works(namespace: Namespace) -> None:
+    until("autoscaling works", lambda: namespace.condition("Autoscaling")[0] == "True", timeout_s=60)
+
+
 def _replicas(namespace: Namespace) -> int:
     """Of the Deployment."""
     return int(namespace.get("deployment", "events")["spec"]["replicas"])
@@ -54,7 +58,7 @@ def _hpa(namespace: Namespace) -> dict[str, Any]:
 def test_three_waves_of_load_add_pods_and_take_them_away_and_every_row_arrives(namespace: Namespace) -> None:
     namespace.apply(token_secret(), _autoscaled(namespace, rows_per_pod=80, most=3))
     namespace.wait_ready()
-    namespace.until_condition("Autoscaling", "True", "AtMinimum", timeout_s=40)
+    _until_it_works(namespace)
     namespace.faults(SLOW)
     reactions = []
     with namespace.load(pause_s=LAZY_PAUSE_S) as load:
@@ -155,7 +159,7 @@ def test_an_hpa_on_the_deployment_is_named_and_nobody_fights_it(namespace: Names
     message = namespace.until_condition("Autoscaling", "False", "ForeignHPA", timeout_s=40)
     assert "theirs" in message
     namespace.kubectl("delete", "horizontalpodautoscaler", "theirs")
-    namespace.until_condition("Autoscaling", "True", "AtMinimum", timeout_s=40)
+    _until_it_works(namespace)
 
 
 @pytest.mark.control_plane

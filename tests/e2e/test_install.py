@@ -130,7 +130,8 @@ def test_every_example_becomes_ready_and_delivers(namespace: Namespace, example:
         namespace.apply(proxy)
     namespace.wait_ready(name, timeout_s=80)
     namespace.until_condition("Degraded", "False", "AsExpected", name=name)
-    assert len(namespace.pods(name)) == proxy["spec"]["replicas"]
+    least = proxy["spec"].get("autoscaling", {}).get("minReplicas")
+    assert len(namespace.pods(name)) == proxy["spec"].get("replicas", least)
     data_source, token = _way_in(objects, namespace)
 
     def taken() -> bool:

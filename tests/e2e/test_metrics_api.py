@@ -143,7 +143,7 @@ class TestAlone:
         finally:
             run("kubectl", "delete", "apiservice", "v1beta1.custom.metrics.k8s.io")
         until("our API in its place", available, timeout_s=90)
-        namespace.until_condition("Autoscaling", "True", "AtMinimum", timeout_s=60)
+        until("autoscaling works", lambda: namespace.condition("Autoscaling")[0] == "True", timeout_s=60)
 
     def test_switched_off_or_uninstalled_nothing_of_it_is_left_and_namespaces_can_be_deleted(
         self, namespace: Namespace

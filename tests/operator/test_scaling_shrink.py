@@ -94,6 +94,7 @@ LETTERS = pod("l", report=said(dead_letter_rows=1))
         ([A, victim("b"), pod("c", ready=False)], 2, ["b"]),
         ([A, victim("b", ready=True), pod("c", ready=False)], 2, ["c"]),
         ([LETTERS, A, pod("c", 900)], 1, ["a", "c"]),
+        ([pod("old", created_at=NOW - timedelta(days=1)), pod("z", created_at=NOW)], 1, ["z"]),
     ],
 )
 def test_unready_pods_are_chosen_first_and_then_the_least_buffered_and_a_choice_stays(

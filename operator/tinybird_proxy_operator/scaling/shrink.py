@@ -155,13 +155,15 @@ def choose(active: Sequence[PodFacts], count: int) -> list[PodFacts]:
     return sorted(active, key=_rank)[: max(0, count)]
 
 
-def _rank(pod: PodFacts) -> tuple[int, int, float, str]:
+def _rank(pod: PodFacts) -> tuple[int, int, float, float, str]:
     """Who goes first: by what is lost, then by what it holds. Kubernetes too takes unready pods first, at any cost."""
     kind = 0 if _has_no_process(pod) else 1 if not pod.ready else 2
     rows = pod.report.rows if pod.report is not None else math.inf if pod.running else 0
     # Rows are delivered before the pod goes; dead letters go with it.
     letters = pod.report.dead_letter_rows if pod.report is not None else 0
-    return 2 * kind + (not pod.labelled), letters, rows, pod.name
+    # Clients have their connections to the older ones; Kubernetes too takes the newest.
+    age = 0.0 if pod.created_at is None else -pod.created_at.timestamp()
+    return 2 * kind + (not pod.labelled), letters, rows, age, pod.name
 
 
 def _has_no_process(pod: PodFacts) -> bool:
