@@ -105,23 +105,25 @@ def _active(namespace: Namespace) -> str:
 
 @pytest.mark.timeout(240)
 def test_while_pods_drain_more_load_cancels_the_drains(namespace: Namespace) -> None:
-    proxy = _autoscaled(namespace, rows_per_pod=100, most=5, least=3)
-    namespace.apply(token_secret(), {**proxy, "spec": {**proxy["spec"], "replicas": 5}})
-    namespace.faults({"status": 503})
-    until("five pods", lambda: _ready(namespace) == 5 or namespace.get("tbp", "events"), timeout_s=60)
-    ids = [f"few-{number}" for number in range(60)]
-    until("a way in", lambda: _ready(namespace) >= 3, timeout_s=60)
-    namespace.spread(*ids)
-    victims = until("two victims", lambda: _two_victims(namespace), timeout_s=60)
+    namespace.apply(token_secret(), _autoscaled(namespace, rows_per_pod=100, most=5, least=5))
+    namespace.wait_ready()
     pods = namespace.pods()
-    more = [f"many-{number}" for number in range(500)]
-    namespace.spread(*more)
+    namespace.faults({"status": 503})
+    few = [f"few-{number}" for number in range(60)]
+    namespace.spread(*few)
+    held = namespace.pods_rows()
+    assert all(held.values()), held
+    namespace.patch("tbp", "events", {"spec": {"autoscaling": {"minReplicas": 3}}})
+    victims = until("two victims", lambda: _two_victims(namespace), timeout_s=60)
+    # 150 % of the target, in the three that are left.
+    many = [f"many-{number}" for number in range(450)]
+    namespace.spread(*many)
     until("nobody drains", lambda: not _victims(namespace), timeout_s=40)
     until("five pods at work", lambda: _ready(namespace) == 5, timeout_s=60)
     assert namespace.pods() == pods
     assert set(victims) < set(pods)
     namespace.faults()
-    namespace.until_arrived(*ids, *more)
+    namespace.until_arrived(*few, *many)
 
 
 def test_a_tinybird_that_throttles_does_not_make_the_pods_as_many_as_may_be(namespace: Namespace) -> None:
