@@ -8,6 +8,8 @@ from typing import Final
 
 from tests.simulation.proxy import Proxy, ProxyModel
 
+from tinybird_proxy_operator.scaling.shrink import DELETION_COST
+
 # From the pod's creation to its process: scheduled, image there.
 STARTING_S: Final = 2
 # From creation to ready; the process answers metrics a second earlier.
@@ -25,9 +27,22 @@ class Pod:
     created_s: float
     ready_s: float
     proxy: Proxy
-    labelled: bool = False  # it is to go
+    labelled_at_s: float | None = None  # when it was chosen to go
     deletion_cost: int = 0
     unready_until_s: float = -math.inf
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it is to go."""
+        return self.labelled_at_s is not None
+
+    def label(self, now_s: float) -> None:
+        """It is to go: it carries all that the operator gives a victim."""
+        self.labelled_at_s, self.deletion_cost = now_s, DELETION_COST
+
+    def unlabel(self) -> None:
+        """It may stay."""
+        self.labelled_at_s, self.deletion_cost = None, 0
 
     def pending(self, now_s: float) -> bool:
         return now_s < self.created_s + STARTING_S

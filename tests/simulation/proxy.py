@@ -80,6 +80,7 @@ class Proxy:
         self.delivered_1m = self.replies_1m = self.throttled_1m = 0
         self.rows = 0
         self.draining_since_s: float | None = None
+        self.failing: int | None = None  # the status of a failure since which no request has gone well
 
     def drain(self, now_s: float) -> None:
         """``POST /drain``; a second one changes nothing."""
@@ -154,13 +155,13 @@ class Proxy:
         self._in_flight = [each for each in self._in_flight if each[0] > now_s]
         delivered = sum(batch.rows for batch, _ in done)
         if any(sent_s > self._failed_at_s for _, sent_s in done):  # an older one says nothing about the failure
-            self._places, self._failures = self._model.upstream_concurrency, 0
+            self._places, self._failures, self.failing = self._model.upstream_concurrency, 0, None
         self.rows -= delivered
         self.delivered_1m += _pushed(self._delivered, delivered)
         return delivered, len(done)
 
     def _fail(self, now_s: float, answer: Answer, rng: random.Random) -> None:
-        self._places, self._failed_at_s = 1, now_s
+        self._places, self._failed_at_s, self.failing = 1, now_s, answer.status
         if answer.status == TOO_MANY_REQUESTS:
             self._paused_until_s = now_s + answer.retry_after_s
             return

@@ -3,28 +3,34 @@
 A step: proxies deliver, clients send, the HPA looks if its sync is due, the operator decides, the Deployment acts.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from tests.simulation.curves import sampled
+from tests.simulation.decided import seen, utc
 from tests.simulation.hpa import Autoscaler, PodsMetric, PodState
 from tests.simulation.outcome import Outcome
 from tests.simulation.pods import Deployment, Pod
 from tests.simulation.proxy import Proxy
-from tests.simulation.rules import Freeze, PodView, Shrink, ShrinkView, decide_shrink
 from tests.simulation.scenarios import Scenario, Target
 from tests.simulation.tinybird import Tinybird
 
+from tinybird_proxy_operator.observed import PodFacts
+from tinybird_proxy_operator.scaling import shrink, throttle
+from tinybird_proxy_operator.scaling.shrink import Plan, Situation, Stage, deliver_again, standing_still
+from tinybird_proxy_operator.scaling.throttle import Throttle
+from tinybird_proxy_operator.spec import Drain
+
 # How unevenly clients' connections lie, as a share of an even one.
 _UNEVEN: Final = 0.1
-DELETION_COST: Final = -1000
 # Before the first second, so that the windows of the metrics are full then.
 WARM_UP_S: Final = 60
 
-Decide = Callable[[ShrinkView], Shrink]
+Decide = Callable[[Situation], Plan]
+Look = Callable[[Throttle, Sequence[PodFacts], float], Throttle]
 
 
 @dataclass(slots=True)
@@ -56,11 +62,17 @@ class _Weights:
 
 
 class Simulation:
-    """One run. ``decide`` is the operator's decision; None is a Deployment that the HPA scales without draining."""
+    """One run. ``decide`` and ``look`` are the operator's decisions: who goes, and whether scale-up is frozen.
 
-    def __init__(self, scenario: Scenario, seed: int, decide: Decide | None = decide_shrink) -> None:
+    ``decide`` None is a Deployment that the HPA scales without draining.
+    """
+
+    def __init__(
+        self, scenario: Scenario, seed: int, *, decide: Decide | None = shrink.decide, look: Look = throttle.look
+    ) -> None:
         self._scenario = scenario
         self._decide = decide
+        self._look = look
         dice = random.Random(seed)
         self._load, self._upstream, self._chance, self._made, self._clients = (
             random.Random(dice.getrandbits(64)) for _ in range(5)
@@ -70,10 +82,10 @@ class Simulation:
         self._tinybird = Tinybird(scenario.upstream, self._upstream)
         self._hpa = Autoscaler(scenario.least, scenario.most, scenario.behavior)
         self._weights = _Weights(self._clients, scenario.connection_age_s, {}, {})
-        self._freeze = Freeze(scenario.freeze_share)
+        self._throttle = Throttle()
         self._wanted = self._replicas = scenario.least
-        self._gave_up_at_s: float | None = None
-        self._delivered_at_s = -math.inf
+        self._gave_up_at: datetime | None = None
+        self._stood_still = set[str]()  # since then
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -107,8 +119,6 @@ class Simulation:
         pods = [pod for pod in self._pods if pod.answers(now_s)]
         for pod in self._chance.sample(pods, len(pods)):
             delivered += pod.proxy.deliver(now_s, self._tinybird, self._chance)
-        if delivered:
-            self._delivered_at_s = now_s
         return delivered
 
     def _send(self, now_s: float, rows: int) -> int:
@@ -141,15 +151,13 @@ class Simulation:
             )
             for target, value in self._scenario.targets.items()
         ]
-        frozen = self._freeze.on and self._scenario.freeze
+        frozen = self._throttle.throttled and self._scenario.freeze
         self._hpa.behavior = self._scenario.behavior.frozen() if frozen else self._scenario.behavior
         self._wanted = self._hpa.sync(now_s, self._wanted, states, metrics)
 
     def _operate(self, now_s: float) -> None:
-        proxies = [pod.proxy for pod in self._pods]
         if now_s % self._scenario.look_s == 0:
-            throttled = sum(one.throttled_1m for one in proxies)
-            self._freeze.look(now_s, sum(one.replies_1m for one in proxies), throttled)
+            self._throttle = self._look(self._throttle, [seen(pod, now_s) for pod in self._pods], now_s)
         if self._decide is None:
             self._replicas = self._wanted
         else:
@@ -158,38 +166,37 @@ class Simulation:
             self.outcome.rows_at_risk += pod.proxy.rows
 
     def _shrink(self, now_s: float, decide: Decide) -> None:
-        views = [
-            PodView(
-                name=pod.name,
-                ready=pod.ready(now_s),
-                running=not pod.pending(now_s),
-                rows=pod.proxy.rows if pod.answers(now_s) else None,
-                labelled=pod.labelled,
-                draining_since_s=pod.proxy.draining_since_s,
-                refusing=pod.proxy.refuses(now_s),
+        views = [seen(pod, now_s) for pod in self._pods]
+        again = deliver_again(self._stood_still, views)
+        self._stood_still |= standing_still(views) if self._gave_up_at is not None else set()
+        plan = decide(
+            Situation(
+                wanted=self._wanted,
+                live=self._replicas,
+                generation_seen=True,
+                rolling=False,
+                pods=views,
+                drain=Drain(),
+                now=utc(now_s),
+                gave_up_at=self._gave_up_at,
+                delivers_again=again,
             )
-            for pod in self._pods
-        ]
-        gave_up_at_s = self._gave_up_at_s
-        view = ShrinkView(
-            now_s=now_s,
-            wanted=self._wanted,
-            replicas=self._replicas,
-            pods=views,
-            gave_up_at_s=gave_up_at_s,
-            delivers_again=gave_up_at_s is not None and self._delivered_at_s > gave_up_at_s,
         )
-        decision = decide(view)
-        if decision.gave_up_at_s not in (None, gave_up_at_s):
+        self._replicas = plan.replicas
+        if plan.stage is Stage.GIVING_UP:
+            self._gave_up_at = utc(now_s)
             self.outcome.gave_up += 1
-        self._gave_up_at_s, self._replicas = decision.gave_up_at_s, decision.replicas
+        elif plan.stage is not Stage.RESTING:
+            self._gave_up_at, self._stood_still = None, set()
         for pod in self._pods:
-            pod.labelled = pod.name in decision.labelled
-            pod.deletion_cost = DELETION_COST if pod.labelled else 0
-            if pod.labelled:
-                pod.proxy.drain(now_s)
-            else:
+            if pod.name in plan.unlabel:
+                pod.unlabel()
+            if pod.name in plan.label:
+                pod.label(now_s)
+            if pod.name in plan.cancel:
                 pod.proxy.stop_draining()
+            if pod.name in plan.begin:
+                pod.proxy.drain(now_s)
 
     def _note(self, now_s: float) -> None:
         outcome, pods = self.outcome, self._pods
@@ -203,7 +210,7 @@ class Simulation:
         outcome.utilization_percent.append(max(one.buffer_utilization_percent() for one in proxies))
         outcome.cpu_percent.append(round(sum(one.cpu_percent() for one in serving) / len(serving)))
         outcome.drain_time_s.append(round(sum(one.drain_time_s(now_s) for one in serving) / len(serving)))
-        outcome.frozen.append(self._freeze.on)
+        outcome.frozen.append(self._throttle.throttled)
         outcome.requests, outcome.throttled = self._tinybird.requests, self._tinybird.refused
 
 
@@ -218,6 +225,8 @@ def measured(proxy: Proxy, target: Target, now_s: float) -> int:
     return proxy.cpu_percent()
 
 
-def simulate(scenario: Scenario, seed: int, decide: Decide | None = decide_shrink) -> Outcome:
+def simulate(
+    scenario: Scenario, seed: int, *, decide: Decide | None = shrink.decide, look: Look = throttle.look
+) -> Outcome:
     """Run ``scenario`` with the dice of ``seed``."""
-    return Simulation(scenario, seed, decide).run()
+    return Simulation(scenario, seed, decide=decide, look=look).run()

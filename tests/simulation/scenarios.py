@@ -8,7 +8,6 @@ from typing import Final
 from tests.simulation.curves import Curve, daily_wave, drops, ramp, spike, steady
 from tests.simulation.hpa import SYNC_PERIOD_S, Behavior
 from tests.simulation.proxy import ProxyModel
-from tests.simulation.rules import THROTTLED_SHARE
 from tests.simulation.tinybird import Upstream, Window
 
 
@@ -47,7 +46,6 @@ class Scenario:
     behavior: Behavior = field(default_factory=Behavior)
     sync_period_s: float = SYNC_PERIOD_S
     freeze: bool = True
-    freeze_share: float = THROTTLED_SHARE
     look_s: int = 10  # how often the operator asks the pods for their answers' statuses
     upstream: Upstream = field(default_factory=Upstream)
     proxy: ProxyModel = field(default_factory=ProxyModel)
