@@ -1,11 +1,13 @@
 """What ``/status`` says: everything that somebody at three in the morning asks, and no secret."""
 
+import asyncio
 import gzip
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.proxy.running import (
     TOKEN,
     Peer,
@@ -27,6 +29,7 @@ from tests.proxy.running import (
 from tinybird_proxy import __version__
 from tinybird_proxy.admin.status import NOT_DELIVERING_MAX
 from tinybird_proxy.emulator import Fault, TokenEntry
+from tinybird_proxy.telemetry.gauges import BACKLOG_LEAST_AGE_S
 
 LATER = {"FLUSH_INTERVAL": "1h"}
 TRACEPARENT = f"00-{'1' * 32}-{'2' * 16}-01"
@@ -112,12 +115,15 @@ async def test_a_full_buffer_a_waiting_client_and_an_age_are_shown() -> None:
         assert "5 rows are waiting" in destination["sentence"]
 
 
+@pytest.mark.looptime
 async def test_a_scaler_hears_that_rows_pile_up_and_that_tinybird_throttles() -> None:
     async with running_world(BUFFER_SIZE="10", BATCH_SIZE="10", FLUSH_INTERVAL="10ms") as world:
         await post(world.port, "name=hits&wait=true", b"{}\n{}")
         world.tinybird.set_faults(Fault(status=429, retry_after=60))
         await post(world.port, body=b"{}\n" * 3)
-        await until(lambda: world.status()["drain_time_s"] > 0)
+        await until(lambda: world.status()["upstream_requests"]["throttled_1m"] == 1)
+        assert world.status()["drain_time_s"] == 0
+        await asyncio.sleep(BACKLOG_LEAST_AGE_S)
         status = await _status(world)
         assert status["buffer"]["utilization_percent"] == 30
         assert 1 <= status["drain_time_s"] <= 90

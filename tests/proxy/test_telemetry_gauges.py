@@ -36,20 +36,30 @@ def test_utilization_is_the_fuller_of_rows_and_bytes_rounded_up(rows: int, size_
         pytest.param(0, None, 100.0, 0, id="empty, while rows flow"),
         pytest.param(0, 500.0, 0.0, 0, id="no promised row, but a first contact that hangs"),
         pytest.param(10**6, 0.5, 1.0, 0, id="young rows wait for company, however many"),
-        pytest.param(10**6, 3.999, 0.0, 0, id="just younger than two flush intervals"),
-        pytest.param(10**6, 4.0, 0.0, 3600, id="old rows and no delivery: the cap"),
-        pytest.param(1, 9.0, 0.0, 3600, id="one old row and no delivery"),
-        pytest.param(1000, 4.0, 100.0, 10, id="rows by rate"),
-        pytest.param(1001, 4.0, 100.0, 11, id="rounded up"),
-        pytest.param(1, 4.0, 1e6, 1, id="never 0 while old rows are there"),
-        pytest.param(359_999, 4.0, 100.0, 3600, id="just the cap"),
-        pytest.param(10**6, 4.0, 1.0, 3600, id="above the cap"),
-        pytest.param(10**9, 4.0, 5e-324, 3600, id="a rate of next to nothing"),
+        pytest.param(1, 9.999, 0.0, 0, id="the one row of a quiet proxy, while Tinybird writes it"),
+        pytest.param(10**6, 10.0, 0.0, 3600, id="old rows and no delivery: the cap"),
+        pytest.param(1, 19.0, 0.0, 3600, id="one old row and no delivery"),
+        pytest.param(1000, 10.0, 100.0, 10, id="rows by rate"),
+        pytest.param(1001, 10.0, 100.0, 11, id="rounded up"),
+        pytest.param(1, 10.0, 1e6, 1, id="never 0 while old rows are there"),
+        pytest.param(359_999, 10.0, 100.0, 3600, id="just the cap"),
+        pytest.param(10**6, 10.0, 1.0, 3600, id="above the cap"),
+        pytest.param(10**9, 10.0, 5e-324, 3600, id="a rate of next to nothing"),
     ],
 )
 def test_the_time_to_drain(rows: int, oldest_age_s: float | None, delivered_per_s: float, seconds: int) -> None:
     found = drain_time_s(rows, oldest_age_s, flush_interval_s=2.0, delivered_per_s=delivered_per_s)
     assert (found, type(found)) == (seconds, int)
+
+
+@pytest.mark.parametrize(
+    ("flush_interval_s", "young_s", "old_s"), [(0.01, 9.9, 10.0), (5.0, 9.9, 10.0), (60.0, 119.9, 120.0)]
+)
+def test_a_backlog_is_older_than_two_flush_intervals_and_ten_seconds(
+    flush_interval_s: float, young_s: float, old_s: float
+) -> None:
+    found = [drain_time_s(9, age, flush_interval_s=flush_interval_s, delivered_per_s=0.0) for age in (young_s, old_s)]
+    assert found == [0, DRAIN_TIME_MAX_S]
 
 
 @settings(deadline=None, max_examples=200)

@@ -40,7 +40,7 @@ def choices(scenario: Scenario) -> Mapping[str, Scenario]:
         **{f"with drain {value} s": but(_DRAIN, value) for value in (10, 60, 120)},
         **{f"with depth {value} %": but(_DEPTH, value) for value in (30, 70)},
         **{f"stabilised {seconds:.0f} s": window(seconds) for seconds in (0.0, 60.0, 120.0)},
-        "backlog from 10 s": replace(recommended, proxy=replace(scenario.proxy, backlog_age_s=10)),
+        "backlog of any age": replace(recommended, proxy=replace(scenario.proxy, backlog_age_s=0)),
         "no freeze": replace(recommended, freeze=False),
         **{
             f"connections of {age_s:.0f} s": replace(recommended, connection_age_s=age_s)

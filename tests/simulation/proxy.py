@@ -12,6 +12,8 @@ from typing import Final
 
 from tests.simulation.tinybird import OK, TOO_MANY_REQUESTS, Answer, Tinybird
 
+from tinybird_proxy.telemetry.gauges import BACKLOG_LEAST_AGE_S
+
 RATE_WINDOW_S: Final = 60
 CPU_WINDOW_S: Final = 15
 DRAIN_TIME_MOST_S: Final = 3600
@@ -33,7 +35,7 @@ class ProxyModel:
     upstream_rate: float = 90.0
     upstream_concurrency: int = 16
     drain_delay_s: int = 5
-    backlog_age_s: int = 0  # the least age of a backlog, beside two flush intervals; the gauge has no such bound
+    backlog_age_s: float = BACKLOG_LEAST_AGE_S
     row_bytes: int = 500
     rows_per_request: int = 1
     cpu_s_per_request: float = 55e-6
@@ -184,7 +186,7 @@ class Proxy:
         return math.ceil(100 * max(self.rows / self._model.buffer_rows, used_bytes / self._model.buffer_bytes))
 
     def drain_time_s(self, now_s: float) -> int:
-        """0 while the oldest row is younger than two flush intervals, else rows ÷ rows delivered a second over 60 s."""
+        """0 while the oldest row is young, else rows ÷ rows delivered a second over 60 s."""
         oldest_s = self.oldest_s
         if oldest_s is None or now_s - oldest_s < max(2 * self._model.flush_interval_s, self._model.backlog_age_s):
             return 0

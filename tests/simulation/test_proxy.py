@@ -62,10 +62,13 @@ def test_cpu_is_the_mean_of_fifteen_seconds() -> None:
     assert proxy.cpu_percent() == 100
 
 
-def test_drain_time_is_nothing_while_the_oldest_row_is_younger_than_two_flush_intervals() -> None:
-    proxy = Proxy(ProxyModel())
+@pytest.mark.parametrize(("flush_interval_s", "least_s"), [(1, 10.0), (6, 12.0)])
+def test_drain_time_is_nothing_while_the_oldest_row_is_younger_than_ten_seconds_and_two_flush_intervals(
+    flush_interval_s: int, least_s: float
+) -> None:
+    proxy = Proxy(ProxyModel(flush_interval_s=flush_interval_s))
     proxy.take(10.0, 1_000)
-    assert [proxy.drain_time_s(now_s) for now_s in (10.0, 11.0, 11.9)] == [0, 0, 0]
+    assert [proxy.drain_time_s(10.0 + age_s) for age_s in (0.0, 2.0, least_s - 0.1, least_s)] == [0, 0, 0, 3_600]
 
 
 def test_drain_time_is_rows_by_the_rate_of_a_minute_and_at_most_an_hour() -> None:
@@ -78,20 +81,14 @@ def test_drain_time_is_rows_by_the_rate_of_a_minute_and_at_most_an_hour() -> Non
     assert proxy.drain_time_s(200.0) == 3_600
 
 
-def test_a_lone_row_of_a_quiet_proxy_has_a_drain_time_of_an_hour_until_tinybird_has_answered() -> None:
-    proxy, slow = Proxy(ProxyModel()), tinybird(Upstream(latency_s=(3, 3)))
+def test_without_the_ten_seconds_a_lone_row_of_a_quiet_proxy_has_a_drain_time_of_an_hour() -> None:
+    proxy, slow = Proxy(ProxyModel(backlog_age_s=0)), tinybird(Upstream(latency_s=(3, 3)))
     proxy.take(0.0, 1)
     seen = []
     for now_s in (1.0, 2.0, 3.0, 4.0):
         proxy.deliver(now_s, slow, random.Random(1))
         seen.append(proxy.drain_time_s(now_s))
     assert seen == [0, 3_600, 3_600, 0]
-
-
-def test_it_is_no_backlog_if_rows_must_have_waited_for_longer() -> None:
-    proxy = Proxy(ProxyModel(backlog_age_s=10))
-    proxy.take(0.0, 1)
-    assert [proxy.drain_time_s(now_s) for now_s in (3.0, 9.9, 10.0)] == [0, 0, 3_600]
 
 
 def test_a_draining_proxy_takes_rows_for_drain_delay_and_then_none_and_goes_on_delivering() -> None:

@@ -14,6 +14,7 @@ from tests.simulation.outcome import Outcome
 from tests.simulation.proxy import ProxyModel
 from tests.simulation.run import Simulation, simulate
 from tests.simulation.scenarios import (
+    DAILY_WAVE,
     DEPTH_ALONE,
     OUTAGE,
     QUIET,
@@ -108,8 +109,7 @@ def test_a_spike_is_asked_for_within_two_syncs_and_answered_within_three(seed: i
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_a_sync_each_second_the_first_pod_is_ready_within_25_seconds(seed: int) -> None:
-    proxy = ProxyModel(backlog_age_s=10)
-    outcome = simulate(replace(SPIKE, sync_period_s=1.0, proxy=proxy), seed)
+    outcome = simulate(replace(SPIKE, sync_period_s=1.0), seed)
     ready_s = outcome.reaction_s(SPIKE.step_s)
     assert ready_s is not None
     assert ready_s <= 25
@@ -159,7 +159,8 @@ def at_a_fifth(before: Throttle, pods: Sequence[PodFacts], now_s: float) -> Thro
 
 def test_a_freeze_at_a_fifth_of_429s_comes_too_late() -> None:
     late = [simulate(THROTTLED, seed, look=at_a_fifth) for seed in SEEDS]
-    assert max(outcome.most_pods for outcome in late) == THROTTLED.most
+    assert max(outcome.most_pods for outcome in late) >= THROTTLED.least + 2
+    assert {run("throttled", seed).most_pods for seed in SEEDS} == {THROTTLED.least}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -173,7 +174,7 @@ def test_a_scale_down_within_an_outage_is_given_up_and_done_once_rows_are_delive
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_lone_row_of_a_quiet_proxy_makes_the_hpa_run_to_max(seed: int) -> None:
+def test_a_lone_row_of_a_quiet_proxy_would_make_the_hpa_run_to_max_if_it_were_a_backlog_at_any_age(seed: int) -> None:
     """Nothing was delivered in the minute before it: its drain time is an hour until Tinybird has answered."""
     quiet = replace(QUIET, proxy=ProxyModel(backlog_age_s=0))
     assert simulate(quiet, seed).most_pods == QUIET.most
@@ -181,23 +182,19 @@ def test_a_lone_row_of_a_quiet_proxy_makes_the_hpa_run_to_max(seed: int) -> None
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("sync_period_s", [1.0, 15.0])
-def test_no_backlog_is_seen_in_a_quiet_proxy_if_its_oldest_row_must_be_ten_seconds_old(
-    seed: int, sync_period_s: float
-) -> None:
-    quiet = replace(QUIET, proxy=ProxyModel(backlog_age_s=10), sync_period_s=sync_period_s)
-    assert simulate(quiet, seed).most_pods == 1
+def test_a_quiet_proxy_stays_alone(seed: int, sync_period_s: float) -> None:
+    assert simulate(replace(QUIET, sync_period_s=sync_period_s), seed).most_pods == 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_that_age_costs_no_time_in_an_outage(seed: int) -> None:
-    aged = simulate(replace(OUTAGE, proxy=ProxyModel(backlog_age_s=10)), seed)
-    assert aged.asked_s(OUTAGE.step_s) == run("outage", seed).asked_s(OUTAGE.step_s)
-    assert sum(aged.refused) == 0
+def test_that_a_backlog_must_be_ten_seconds_old_costs_no_time_in_an_outage(seed: int) -> None:
+    at_any_age = simulate(replace(OUTAGE, proxy=ProxyModel(backlog_age_s=0)), seed)
+    assert run("outage", seed).asked_s(OUTAGE.step_s) == at_any_age.asked_s(OUTAGE.step_s)
 
 
 def test_without_stabilisation_it_flaps() -> None:
     hasty = Behavior(scale_down=replace(DEFAULT_SCALE_DOWN, stabilization_window_s=0.0))
-    outcomes = means(replace(SPIKE, behavior=hasty, sync_period_s=1.0))
+    outcomes = means(replace(DAILY_WAVE, behavior=hasty, sync_period_s=1.0))
     assert max(outcome.flapping for outcome in outcomes) > 2
 
 
