@@ -11,7 +11,7 @@ from tinybird_proxy.telemetry.otel_env import problems as tracing_problems
 from tinybird_proxy.telemetry.otel_env import wants_tracing
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.manifests.deployment import build
-from tinybird_proxy_operator.manifests.environment import RATE_PER_DATA_SOURCE, RESERVED, UPSTREAM_RATE, container_env
+from tinybird_proxy_operator.manifests.environment import AUTOSCALED, RATE_PER_DATA_SOURCE, RESERVED, container_env
 from tinybird_proxy_operator.spec import ProxySpec, quantity_bytes
 
 POD_NAME: Final = "events-7d4f9c6b5d-x2x7k"
@@ -110,9 +110,25 @@ def test_tinybirds_limit_is_shared_out_among_the_most_pods_that_there_may_be(mos
     assert from_env(read({"autoscaling": autoscaling, "replicas": 7})).upstream_rate == rate
 
 
-def test_a_rate_that_is_given_by_hand_stays_with_autoscaling_for_some_have_a_higher_limit() -> None:
-    env = {"pod": {"env": [{"name": "UPSTREAM_RATE", "value": "45"}]}}
-    assert from_env(read({"autoscaling": {"maxReplicas": 9}, **env})).upstream_rate == 45
+@pytest.mark.parametrize("autoscaling", [{"maxReplicas": 9, "targets": {"cpuPercent": 70}}, {"provider": "External"}])
+def test_where_pods_are_added_clients_connections_end_soon_so_that_new_pods_get_some(
+    autoscaling: dict[str, Any],
+) -> None:
+    assert from_env(read({"autoscaling": {"maxReplicas": 9, **autoscaling}})).keepalive_max_age_s == 30
+    assert "KEEPALIVE_MAX_AGE" not in read({"replicas": 9})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read_as"),
+    [
+        pytest.param("UPSTREAM_RATE", "45", (45, 30), id="some have a higher limit"),
+        pytest.param("KEEPALIVE_MAX_AGE", "2m", (10, 120), id="connections may be dear"),
+    ],
+)
+def test_what_is_given_by_hand_stays_with_autoscaling(name: str, value: str, read_as: tuple[int, int]) -> None:
+    env = {"pod": {"env": [{"name": name, "value": value}]}}
+    config = from_env(read({"autoscaling": {"maxReplicas": 9}, **env}))
+    assert (config.upstream_rate, config.keepalive_max_age_s) == read_as
 
 
 def test_the_rate_of_a_single_pod_is_the_proxys_default() -> None:
@@ -133,7 +149,7 @@ def refusal(*entries: dict[str, Any]) -> str:
     return str(refused.value)
 
 
-OPERATORS = {entry["name"] for entry in container_env(desired(EVERYTHING))[:-2]} - {UPSTREAM_RATE}
+OPERATORS = {entry["name"] for entry in container_env(desired(EVERYTHING))[:-2]} - AUTOSCALED.keys()
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))

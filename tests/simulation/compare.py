@@ -44,7 +44,7 @@ def choices(scenario: Scenario) -> Mapping[str, Scenario]:
         "no freeze": replace(recommended, freeze=False),
         **{
             f"connections of {age_s:.0f} s": replace(recommended, connection_age_s=age_s)
-            for age_s in (30.0, 60.0, 300.0)
+            for age_s in (0.0, 60.0, 300.0)
         },
     }
 

@@ -49,7 +49,7 @@ class Scenario:
     look_s: int = 10  # how often the operator asks the pods for their answers' statuses
     upstream: Upstream = field(default_factory=Upstream)
     proxy: ProxyModel = field(default_factory=ProxyModel)
-    connection_age_s: float = 0.0
+    connection_age_s: float = 30.0  # KEEPALIVE_MAX_AGE, as the operator sets it
     probe_failures: float = 0.0  # chance a second and pod
 
 

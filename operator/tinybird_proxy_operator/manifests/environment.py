@@ -12,14 +12,13 @@ from tinybird_proxy.config import OPTIONS
 from tinybird_proxy_operator import names
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.manifests.desired import Desired
-from tinybird_proxy_operator.spec import DRAIN_DELAY_S, ProxySpec, quantity_bytes
+from tinybird_proxy_operator.spec import DRAIN_DELAY_S, Autoscaling, ProxySpec, quantity_bytes
 
 TOKEN_FILE_NAME: Final = "token"  # noqa: S105 - a file's name
 ACCEPTED_FILE_NAME: Final = "accepted"
 _OPTIONS: Final = {option.field: option for option in OPTIONS}
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _NODE_ID: Final = _OPTIONS["node_id"].variable
-UPSTREAM_RATE: Final = _OPTIONS["upstream_rate"].variable
 
 # Requests a second to one data source, in all: Tinybird allows 100. The proxy's own default is the same.
 RATE_PER_DATA_SOURCE: Final = 90
@@ -70,6 +69,18 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[ProxySpec], str | None]], ...]]
     ("drain_delay_s", "", lambda spec: f"{DRAIN_DELAY_S}s"),
     ("shutdown_timeout_s", "drain.shutdownTimeoutSeconds", lambda spec: f"{spec.drain.shutdown_timeout_seconds}s"),
 )
+
+# What autoscaling sets beside, unless users add it themselves.
+AUTOSCALED: Final[Mapping[str, Callable[[Autoscaling], str]]] = {
+    # Tinybird's limit is all pods' together. Shared out among the most there may be: with the number of those that
+    # there are, each scaling would replace them.
+    _OPTIONS["upstream_rate"].variable: lambda autoscaling: str(
+        max(1, math.floor(RATE_PER_DATA_SOURCE / autoscaling.max_replicas))
+    ),
+    # A new pod gets rows from connections that are new. In a simulation of a spike a quarter of the rows were refused
+    # with the proxy's own 5 min, and a twentieth with this.
+    _OPTIONS["keepalive_max_age_s"].variable: lambda _: "30s",
+}
 
 # Which field of the spec a variable comes from.
 SPEC_FIELDS: Final[Mapping[str, str]] = {
@@ -156,11 +167,10 @@ def operator_env(spec: ProxySpec) -> list[dict[str, Any]]:
         value = value_of(spec)
         if value is not None:
             entries.append({"name": _OPTIONS[field].variable, "value": value})
-    if spec.autoscaling is not None and all(entry.get("name") != UPSTREAM_RATE for entry in spec.pod.env):
-        # Tinybird's limit is all pods' together. Shared out among the most there may be: with the number of those that
-        # there are, each scaling would replace them.
-        rate = max(1, math.floor(RATE_PER_DATA_SOURCE / spec.autoscaling.max_replicas))
-        entries.append({"name": UPSTREAM_RATE, "value": str(rate)})
+    if spec.autoscaling is not None:
+        given = {entry.get("name") for entry in spec.pod.env}
+        autoscaled = {name: value_of(spec.autoscaling) for name, value_of in AUTOSCALED.items() if name not in given}
+        entries += ({"name": name, "value": value} for name, value in autoscaled.items())
     if spec.telemetry.otlp_endpoint:
         entries.append({"name": _ENDPOINT, "value": spec.telemetry.otlp_endpoint})
     entries.append({"name": _NODE_ID, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})
