@@ -29,6 +29,7 @@ def seen(pod: Pod, now_s: float) -> PodFacts:
         labelled=pod.labelled,
         draining_since=None if pod.labelled_at_s is None else utc(pod.labelled_at_s),
         deletion_cost=pod.deletion_cost,
+        created_at=utc(pod.created_s),
     )
 
 
