@@ -97,6 +97,7 @@ def _bring_back_the_operator_of_the_tests() -> None:
         install_operator("--take-ownership")
 
 
+@pytest.mark.timeout(360)
 def test_the_commands_for_kubernetes_and_for_operating_it_work_as_printed(
     namespace: Namespace, checkout: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,9 @@ def test_the_commands_for_kubernetes_and_for_operating_it_work_as_printed(
         assert "has been upgraded" in said, said
         until("another token for apps", lambda: namespace.client_token() != token, timeout_s=60)
         assert namespace.pods() == pods
+        [autoscaling] = blocks("sh autoscaling")
+        said = _bash("\n".join(autoscaling), cwd=checkout, env=env)
+        assert re.search(r"^events +TinybirdProxy/events .* 2 +8 ", said, re.MULTILINE), said
         other = namespace.forwarding_to_tinybird() | {"metadata": {"name": "other"}}
         namespace.apply(other)
         namespace.wait_ready("other")
