@@ -205,7 +205,8 @@ def _data_source(text: str) -> str:
 
 def token_hash(token: str) -> str:
     """What is shown of a token: 8 hex digits of its SHA-256, without the white space around it."""
-    return hashlib.sha256(token.strip().encode()).hexdigest()[:8]
+    # Environment variables that are not UTF-8 come with lone surrogates.
+    return hashlib.sha256(token.strip().encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def format_duration(seconds: float) -> str:

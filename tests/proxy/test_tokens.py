@@ -1,5 +1,6 @@
 """Whose token is good: clients' entries, Tinybird's candidate, and files that are read again."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -400,3 +401,9 @@ def test_what_a_file_held_is_in_no_repr() -> None:
     file, _ = watched()
     file.update(SECRET, None)
     assert "sEcReT" not in repr(file)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "abc # \udcff", "\udce4bc"])
+def test_a_list_that_is_no_text_has_a_hash_as_well(text: str) -> None:
+    with suppress(TokenFileError):
+        assert len(ClientTokens(text, key=KEY).hash) == 8
