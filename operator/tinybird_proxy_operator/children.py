@@ -108,11 +108,16 @@ def contains(live: Any, wanted: Any) -> bool:
     """Whether everything of ``wanted`` is in ``live``. What the API server adds does not count, nor what is empty."""
     if isinstance(wanted, Mapping) and isinstance(live, Mapping):
         return all(
-            contains(live[key], value) if key in live else value in ({}, [], "", None) for key, value in wanted.items()
+            contains(live[key], value) if key in live else _may_be_absent(key, value) for key, value in wanted.items()
         )
     if isinstance(wanted, list) and isinstance(live, list):
         return len(wanted) == len(live) and all(map(contains, live, wanted))
     return bool(live == wanted)
+
+
+def _may_be_absent(key: str, value: Any) -> bool:
+    """Whether an object without the key says the same. A Deployment that is not paused does not say so."""
+    return value in ({}, [], "", None) or (key == "paused" and value is False)
 
 
 def _digest(value: Any) -> str:

@@ -207,7 +207,11 @@ class Kube:
 
     async def set_replicas(self, namespace: str, name: str, replicas: int, *, uid: str) -> Object:
         """Change nothing but the number of pods of a Deployment of ours."""
-        body = {"metadata": {"uid": uid}, "spec": {"replicas": replicas}}
+        return await self.set_fields(namespace, name, {"replicas": replicas}, uid=uid)
+
+    async def set_fields(self, namespace: str, name: str, fields: Object, *, uid: str) -> Object:
+        """Change nothing but these fields of a Deployment's ``spec``, whatever its controller wrote meanwhile."""
+        body = {"metadata": {"uid": uid}, "spec": fields}
         path, query = RESOURCES["Deployment"].path(namespace, name), {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, body=body, query=query, content_type=_MERGE_PATCH)
 

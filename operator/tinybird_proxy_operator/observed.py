@@ -71,6 +71,8 @@ class PodFacts:
     ``lost_rows``: what the process that ran out of memory held at the last look; None if that is not known.
     ``labelled``: it is to go, see ``DRAINING_LABEL``; ``draining_since`` and ``deletion_cost`` are written with that.
     ``excess``: its ReplicaSet has more pods than it is to have, or has not seen how many: one may go at any moment.
+    ``newest``: it is of the latest template that pods were made of, so no rollout takes it away; False also where that
+    cannot be told.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PodFacts:
     deletion_cost: int = 0
     excess: bool = False
     created_at: datetime | None = None
+    newest: bool = False
     uid: str = ""
     resource_version: str = ""
 
@@ -104,6 +107,7 @@ class Workload:
     """The Deployment, as far as it decides how things stand. ``upgraded_to``: the upgrade that let its template out.
 
     ``draining``: pods that are to go, and so are not available for a good reason. The Deployment does not know that.
+    ``paused``: its rollout stands. Then it counts no new pod as available, and ``available`` is those that are ready.
     """
 
     generation_seen: bool
@@ -114,6 +118,7 @@ class Workload:
     failed: str | None
     upgraded_to: str | None = None
     draining: int = 0
+    paused: bool = False
 
     @property
     def rolled_out(self) -> bool:
@@ -271,14 +276,16 @@ def read_workload(deployment: Mapping[str, Any]) -> Workload:
         failed = failure.get("message")
     elif progressing.get("reason") == "ProgressDeadlineExceeded":
         failed = progressing.get("message")
+    paused = bool(deployment.get("spec", {}).get("paused"))
     return Workload(
         generation_seen=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
         replicas=status.get("replicas", 0),
         updated=status.get("updatedReplicas", 0),
         ready=status.get("readyReplicas", 0),
-        available=status.get("availableReplicas", 0),
+        available=status.get("readyReplicas" if paused else "availableReplicas", 0),
         failed=failed,
         upgraded_to=(deployment["metadata"].get("annotations") or {}).get(UPGRADED_ANNOTATION),
+        paused=paused,
     )
 
 

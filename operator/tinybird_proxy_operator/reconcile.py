@@ -32,11 +32,11 @@ from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.rollouts import Rollouts, Verdict
-from tinybird_proxy_operator.scaling.autoscaling import Plan
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.shrinking import Scaling, Shrinks
 from tinybird_proxy_operator.spec import Proxy, parse
-from tinybird_proxy_operator.status import differs, make_status, out_of_memory
+from tinybird_proxy_operator.status import differs, make_status
+from tinybird_proxy_operator.telling import tell
 from tinybird_proxy_operator.workloads import read_pods
 
 # How soon to look again: while something is on its way, and for the figures of the pods.
@@ -44,8 +44,6 @@ SOON_S = 2.0
 FIGURES_S = 10.0
 # No pod goes out without them: it could not start, or more could reach it than its resource allows.
 _BEFORE_PODS: Final = ("ServiceAccount", "NetworkPolicy")
-# Conditions that are Events too, where no problem is told before.
-_TOLD: Final = (("TokenValid", "False"), ("UpstreamThrottled", "True"))
 _Result = TypeVar("_Result")
 _Asked = tuple[Any, ...]  # uid, generation and annotations of a resource, and what its HPA is made from
 
@@ -200,14 +198,18 @@ class Reconciler:
         client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
         wanted = None if problems else proxy.spec.replicas
         scaling = await self._shrinks.look(key, proxy, await self._deployment(proxy), body, wanted=wanted)
-        live = scaling.deployment
+        refused: list[Problem] = []
+        live, stands = await self._pace(proxy, scaling, refused)
+        desired = Desired(
+            proxy=proxy, replicas=scaling.replicas, settings=self.settings, plan=plan, paused=stands is not None
+        )
         if problems or scaling.fell:  # a changed template goes out when the pods that are too many have gone
             outcome = _Outcome(problems=problems, deployment=live)
         elif in_order and live is not None and scaling.pods is not None and not scaling.rises:
             outcome = _Outcome(deployment=live, verdict=Verdict(queued=queued))
             self._in_order[key] = present, was_queued
         else:
-            outcome = await self._apply(key, proxy, body, token, client, scaling, plan)
+            outcome = await self._apply(key, desired, body, token, client, replace(scaling, deployment=live))
             verdict = outcome.verdict
             if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
                 self._in_order[key] = present, verdict.queued is not None
@@ -216,19 +218,25 @@ class Reconciler:
                 await self.deletions.hold(body)
             except (Conflict, NotFound):
                 return 0.0
-            except (Forbidden, Invalid) as refused:
-                outcome.problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
-        verdict, problems = outcome.verdict, list(outcome.problems)
+            except (Forbidden, Invalid) as error:
+                outcome.problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(error)))
+        verdict, problems = outcome.verdict, [*outcome.problems, *refused]
         observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=scaling.pods)
         if client is not None:
-            desired = Desired(proxy=proxy, replicas=proxy.spec.replicas or 0, settings=self.settings)
             await _tried(self._rotations.go_on(key, desired, client, accepted_by(observed)), problems)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
-        observed = replace(observed, held=verdict.held, queued=verdict.queued, preflight=verdict.preflight)
+        observed = replace(observed, held=stands or verdict.held, queued=verdict.queued, preflight=verdict.preflight)
         observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
         observed = await self._autoscalers.judged(proxy, body, plan, observed)
         again_s = min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
         return min(again_s, self._autoscalers.again_s(key, plan))
+
+    async def _pace(self, proxy: Proxy, scaling: Scaling, problems: list[Problem]) -> tuple[Object | None, str | None]:
+        """The Deployment, its rollout stopped or going on, whatever else there is to do; and why it stands."""
+        live = scaling.deployment
+        if live is None or scaling.pods is None:
+            return live, None
+        return await _tried(self._rollouts.pace(proxy, live, scaling.pods), problems) or (live, None)
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
         return await self.kube.find("Deployment", proxy.namespace, proxy.name)
@@ -253,11 +261,10 @@ class Reconciler:
         return token
 
     async def _apply(
-        self, key: Key, proxy: Proxy, body: Object, token: Token, client: Object | None, scaling: Scaling, plan: Plan
+        self, key: Key, desired: Desired, body: Object, token: Token, client: Object | None, scaling: Scaling
     ) -> _Outcome:
         """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
-        out = _Outcome()
-        desired = Desired(proxy=proxy, replicas=scaling.replicas, settings=self.settings, plan=plan)
+        out, proxy = _Outcome(), desired.proxy
         try:
             wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
         except SpecError as error:
@@ -371,21 +378,8 @@ class Reconciler:
             except (Conflict, NotFound):
                 return 0.0  # deleted meanwhile, and perhaps made again
             self._figures_at[key] = now
-        for problem in observed.problems:
-            await self.events.tell(proxy, problem.reason, problem.message, warning=True, about=problem.message)
-        if observed.held is not None:
-            await self.events.tell(proxy, Reason.ROLLOUT_HELD, observed.held, warning=True)
-        if observed.queued is not None:
-            await self.events.tell(proxy, Reason.ROLLOUT_HELD, observed.queued, warning=False, about="upgrade")
+        await tell(self.events, proxy, observed, status)
         tried = observed.preflight
-        if tried is not None and tried.step is Step.FAILED:
-            await self.events.tell(proxy, Reason.PREFLIGHT_FAILED, tried.message, warning=True, about=tried.message)
-        for condition in status["conditions"]:
-            if (condition["type"], condition["status"]) in _TOLD and not observed.problems:
-                await self.events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
-        for pod in observed.pods:
-            if text := out_of_memory([pod]):
-                await self.events.tell(proxy, Reason.OUT_OF_MEMORY, text, warning=True, about=pod.name)
         workload = observed.workload
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED

@@ -1,6 +1,6 @@
 """Whether a resource's template goes out now: the reads that it takes, in order; what decides is pure.
 
-rows that wait, or a pod that does not tell      held
+rows that wait, or a pod that does not tell      held; a rollout that goes on stands half-way, see ``pace``
 a check that failed                              held, whether it has a turn or not
 the operator's own change, and no turn for it    queued; what its author changed goes out, with the live image
 a check that has not ended well                  held
@@ -14,6 +14,7 @@ from datetime import datetime
 from tinybird_proxy_operator import preflight_jobs
 from tinybird_proxy_operator.children import (
     applied_template,
+    contains,
     controller_uid,
     image_of,
     is_ours,
@@ -28,7 +29,8 @@ from tinybird_proxy_operator.observed import Observed, PodFacts, Workload, read_
 from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.settings import OperatorSettings
-from tinybird_proxy_operator.upgrades import Upgrades, author_mark, is_for_another, rows_at_risk, with_marks
+from tinybird_proxy_operator.spec import Proxy
+from tinybird_proxy_operator.upgrades import Upgrades, author_mark, is_for_another, pauses, rows_at_risk, with_marks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,16 @@ class Rollouts:
     def __post_init__(self) -> None:
         self._upgrades = Upgrades(self.settings.proxy_image, self.settings.upgrade_max_concurrent)
 
+    async def pace(self, proxy: Proxy, live: Object, pods: Sequence[PodFacts]) -> tuple[Object, str | None]:
+        """Have the rollout of our Deployment stand, or go on; the Deployment then, and why it stands, as a sentence."""
+        why = pauses(read_workload(live), pods, at_once=is_at_once(proxy))
+        fields = deployment.pace(paused=why is not None)
+        is_paused = bool(live["spec"].get("paused"))
+        if is_paused != (why is not None) or (is_paused and not contains(live["spec"], fields)):
+            uid = live["metadata"]["uid"]
+            live = await self.kube.set_fields(proxy.namespace, proxy.name, fields, uid=uid)
+        return live, why
+
     async def judge(
         self,
         key: Key,
@@ -74,7 +86,7 @@ class Rollouts:
         ours = live if live is not None and is_ours(live, proxy) else None
         applied = None if ours is None else applied_template(ours)
         changed = applied not in (None, template_hash(wanted))
-        at_once = proxy.annotations.get(ROLL_ANNOTATION) == "now"
+        at_once = is_at_once(proxy)
         if ours is not None and changed and not at_once and (risk := rows_at_risk(pods)) is not None:
             return Verdict(held=risk)
         upgrade = ours is not None and changed and _is_an_upgrade(desired, ours, wanted, mark)
@@ -163,6 +175,11 @@ class Rollouts:
             and spec.get("managementState") != "Unmanaged"
             and "deletionTimestamp" not in body["metadata"]
         )
+
+
+def is_at_once(proxy: Proxy) -> bool:
+    """Whether what is held back is to go out now, with the rows that this costs."""
+    return proxy.annotations.get(ROLL_ANNOTATION) == "now"
 
 
 def _is_an_upgrade(desired: Desired, live: Object, wanted: Object, mark: str) -> bool:

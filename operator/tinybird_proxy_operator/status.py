@@ -134,6 +134,11 @@ def _progressing(observed: Observed, workload: Workload | None) -> _Judged:
         return ("False", Reason.PREFLIGHT_FAILED, tried.message) if ended else ("True", Reason.PREFLIGHT, tried.message)
     if workload is None:
         return "False", Reason.NOT_READY, "Nothing was rolled out yet."
+    if workload.paused and not observed.managed:
+        text = (
+            "The rollout stands half-way, as it did when managementState was set to Unmanaged; Managed lets it go on."
+        )
+        return "False", Reason.ROLLOUT_HELD, text
     if workload.failed is not None:
         return "False", Reason.ROLLOUT_FAILED, workload.failed
     more = "" if observed.queued is None else f" {observed.queued}"

@@ -117,22 +117,37 @@ class Upgrades:
         return part is not None and not part.is_over(now)
 
 
-def rows_at_risk(pods: Sequence[PodFacts]) -> str | None:
-    """Why no pod may be replaced, as a sentence."""
+def rows_at_risk(pods: Sequence[PodFacts], *, half_way: bool = False) -> str | None:
+    """Why no pod may be replaced, as a sentence. ``half_way``: some have been, by the rollout that goes on."""
+    what = "The rollout is paused half-way" if half_way else "The changed template is held back"
+    goes = "goes on" if half_way else "goes out"
     stuck = sum(pod.report.stuck_rows for pod in pods if pod.report is not None)
     if stuck:
+        where = " in pods of the template before" if half_way else ""
         return (
-            f"The changed template is held back: {stuck:,} rows wait and are not delivered, and a new pod would not"
-            f" have them. It goes out when they are delivered, or with {_AT_ONCE}."
+            f"{what}: {stuck:,} rows wait{where} and are not delivered, and a new pod would not have them. It {goes}"
+            f" when they are delivered, or with {_AT_ONCE}."
         )
     silent = [pod.name for pod in pods if pod.ready and pod.report is None]
     if silent:
         return (
-            f"The changed template is held back: of {some(sorted(silent))} it is not known whether rows wait there, for"
-            " its admin port gives the operator no usable /status. Look for a NetworkPolicy or a mesh on the way. It"
-            f" goes out when that is put right, or with {_AT_ONCE}."
+            f"{what}: of {some(sorted(silent))} it is not known whether rows wait there, for its admin port gives the"
+            " operator no usable /status. Look for a NetworkPolicy or a mesh on the way. It"
+            f" {goes} when that is put right, or with {_AT_ONCE}."
         )
     return None
+
+
+def pauses(workload: Workload, pods: Sequence[PodFacts], *, at_once: bool) -> str | None:
+    """Why a rollout that goes on is to stand, as a sentence; None: none goes on, or it may.
+
+    A pod of the newest template is not taken away by it, and one that ends already is not saved by a pause. What the
+    Deployment's controller has not seen yet may be a scaling: until then a rollout that stands goes on to stand, and no
+    other is stopped.
+    """
+    if at_once or workload.replicas == workload.updated or not (workload.generation_seen or workload.paused):
+        return None
+    return rows_at_risk([pod for pod in pods if not pod.newest and not pod.terminating], half_way=True)
 
 
 # What stands on a Deployment.

@@ -14,6 +14,7 @@ from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.spec import Proxy
 
 _ASKED_AT_ONCE: Final = 10
+_REVISION_ANNOTATION: Final = "deployment.kubernetes.io/revision"
 
 
 async def pods_of(kube: Kube, proxy: Proxy, deployment: Mapping[str, Any]) -> list[Object]:
@@ -25,14 +26,15 @@ async def read_pods(kube: Kube, pods: Pods, proxy: Proxy, deployment: Mapping[st
     """Our pods that have not ended, and what each says."""
     sets, all_pods = await _sets_and_pods(kube, proxy, deployment)
     found = [pod for pod in all_pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
-    in_excess = _in_excess(sets, found)
+    in_excess, newest = _in_excess(sets, found), _newest(sets)
     limit = asyncio.Semaphore(_ASKED_AT_ONCE)
 
     async def ask(pod: Object) -> PodFacts:
         ip = pod.get("status", {}).get("podIP")
         async with limit:
             facts = read_pod(pod, await pods.report(ip) if ip else None)
-        return replace(facts, excess=controller_uid(pod) in in_excess)
+        uid = controller_uid(pod)
+        return replace(facts, excess=uid in in_excess, newest=newest is not None and uid == newest)
 
     return list(await asyncio.gather(*map(ask, found)))
 
@@ -46,6 +48,16 @@ async def _sets_and_pods(
     uid = deployment["metadata"]["uid"]
     ours = {found["metadata"]["uid"]: found for found in sets if controller_uid(found) == uid}
     return ours, [pod for pod in await kube.list("Pod", proxy.namespace, labels=labels) if controller_uid(pod) in ours]
+
+
+def _newest(sets: Mapping[str, Object]) -> str | None:
+    """The uid of the ReplicaSet that a rollout leads to: it gets the highest revision, after a return to it too."""
+    revisions = {}
+    for uid, each in sets.items():
+        said = (each["metadata"].get("annotations") or {}).get(_REVISION_ANNOTATION, "")
+        if said.isdecimal():
+            revisions[uid] = int(said)
+    return max(revisions, key=lambda uid: revisions[uid], default=None)
 
 
 def _in_excess(sets: Mapping[str, Object], pods: Sequence[Object]) -> set[str]:

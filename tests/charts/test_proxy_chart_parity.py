@@ -72,7 +72,8 @@ def alike(built: Object) -> Object:
 
     spec = stripped(built["spec"])
     assert isinstance(spec, dict)
-    return spec
+    # Kubernetes' own defaults, which the operator says because it changes them to stop a rollout.
+    return {key: each for key, each in spec.items() if key not in ("paused", "progressDeadlineSeconds")}
 
 
 # An autoscaler is for the operator's proxies.

@@ -192,6 +192,8 @@ def test_a_deployment_says_which_template_was_applied() -> None:
         ({"a": 1}, {"b": 1}, False),
         ({}, {"a": {}, "b": [], "c": "", "d": None}, True),
         ({}, {"a": False}, False),
+        ({}, {"paused": False}, True),
+        ({}, {"paused": True}, False),
         ({"a": [{"x": 1, "y": 2}]}, {"a": [{"x": 1}]}, True),
         ({"a": [{"x": 1}, {"x": 2}]}, {"a": [{"x": 1}]}, False),
         ({"a": [1]}, {"a": [2]}, False),

@@ -232,6 +232,8 @@ async def test_the_number_of_pods_is_set_only_on_the_deployment_that_is_meant(ap
     live = api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 1, "paused": True}})
     await kube.set_replicas("shop", "events", 3, uid=live["metadata"]["uid"])
     assert api.get("Deployment", "events")["spec"] == {"replicas": 3, "paused": True}
+    await kube.set_fields("shop", "events", {"paused": False}, uid=live["metadata"]["uid"])
+    assert api.get("Deployment", "events")["spec"] == {"replicas": 3, "paused": False}
     with pytest.raises(Conflict):
         await kube.set_replicas("shop", "events", 4, uid="another")
 

@@ -1,5 +1,6 @@
 """The Deployment: golden ones compared whole, then the rules behind them."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -53,7 +54,9 @@ def secret_volume(name: str, secret: str, key: str, file: str) -> dict[str, Any]
 
 GOLDEN: Final = {
     "replicas": 2,
+    "paused": False,
     "minReadySeconds": 2,
+    "progressDeadlineSeconds": 600,
     "revisionHistoryLimit": 3,
     "selector": {"matchLabels": SELECTOR},
     "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
@@ -206,3 +209,13 @@ def test_a_constraint_of_a_users_keeps_the_selector_that_it_has() -> None:
 def test_what_belongs_to_the_operator_cannot_be_set_on_pods(field: str, key: str) -> None:
     with pytest.raises(SpecError, match=f"spec.pod.{field}: {key} belongs to the operator"):
         build(desired(changed({}, f"pod.{field}", {key: "x"})))
+
+
+def test_a_rollout_that_stands_has_no_new_pod_that_counts_and_a_deadline_that_kubernetes_accepts() -> None:
+    """Else a paused Deployment whose new pods are as many as wanted, and available, loses its old ones."""
+    spec = build(replace(desired(), paused=True))["spec"]
+    assert spec["paused"] is True
+    assert 600 < spec["minReadySeconds"] < spec["progressDeadlineSeconds"] < 2**31 - 1
+    # Go counts these in nanoseconds.
+    assert spec["progressDeadlineSeconds"] * 10**9 < 2**63
+    assert spec["template"] == build(desired())["spec"]["template"]

@@ -104,6 +104,13 @@ def test_a_deployment_is_settled_when_all_its_pods_are_new_and_available() -> No
     assert workload().settled  # no pods were asked for
 
 
+def test_a_paused_deployment_counts_no_new_pod_as_available_so_those_that_are_ready_are() -> None:
+    status = {"replicas": 3, "updatedReplicas": 1, "readyReplicas": 3, "availableReplicas": 2}
+    for paused, available in ((True, 3), (False, 2)):
+        found = read_workload({"metadata": {}, "spec": {"paused": paused}, "status": status})
+        assert (found.paused, found.available) == (paused, available)
+
+
 def test_a_deployment_without_a_status_was_not_seen_yet() -> None:
     found = read_workload({"metadata": {"generation": 1}})
     assert (found.generation_seen, found.ready, found.failed) == (False, 0, None)

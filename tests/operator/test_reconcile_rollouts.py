@@ -1,11 +1,14 @@
 """`reconcile`: changed templates that go out, and those that are held back."""
 
-import pytest
-from tests.operator.clusters import IPS, Cluster, report, stuck
-from tests.operator.resources import IMAGE
+from typing import Any
 
-from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION
+import pytest
+from tests.operator.clusters import IPS, Cluster, owned, report, stuck
+from tests.operator.resources import IMAGE, OWN_TOKEN
+
+from tinybird_proxy_operator.names import KIND, ROLL_ANNOTATION, selector_labels
 from tinybird_proxy_operator.reconcile import SOON_S
+from tinybird_proxy_operator.testing.field_owners import Object
 from tinybird_proxy_operator.upgrades import SOAK_S
 
 NEW_IMAGE = "ghcr.io/tinybird-proxy/tinybird-proxy:1.2.4"
@@ -153,3 +156,221 @@ async def test_what_an_author_changes_waits_for_nobody(cluster: Cluster) -> None
         cluster.resource(CHANGED, name=name)
         await cluster.reconcile(name)
     assert (live_image(cluster, "events"), live_image(cluster, "orders")) == (NEW_IMAGE, NEW_IMAGE)
+
+
+# An outage in the middle of a rollout.
+
+
+def spec_of(cluster: Cluster) -> Object:
+    spec: Object = cluster.api.get("Deployment", "events")["spec"]
+    return spec
+
+
+def is_paused(cluster: Cluster) -> bool:
+    """So that Kubernetes takes no old pod away, not even if every new one is ready."""
+    spec = spec_of(cluster)
+    stands = 10**8 < int(spec["minReadySeconds"]) < int(spec["progressDeadlineSeconds"])
+    assert spec["paused"] is stands
+    return stands
+
+
+def half_way(cluster: Cluster, *, new: int = 1, old: int = 2, **status: Any) -> None:
+    """What the controllers have done of a rollout: the pods of ReplicaSet 1 are old, those of 2 new."""
+    deployment = cluster.api.get("Deployment", "events")
+    seen = {"observedGeneration": deployment["metadata"]["generation"]}
+    counts = {"replicas": old + new, "updatedReplicas": new, "readyReplicas": old + new, "availableReplicas": old}
+    deployment = cluster.api.put({**deployment, "status": {**counts, **seen, **status}})
+    labels, ips = selector_labels("events"), iter(IPS)
+    for name in cluster.api.names("Pod"):
+        cluster.api.remove("Pod", name)
+    for revision, pods in ((1, old), (2, new)):
+        metadata = owned(f"events-{revision}", labels, deployment)
+        metadata["annotations"] = {"deployment.kubernetes.io/revision": str(revision)}
+        sets = cluster.api.put({"kind": "ReplicaSet", "metadata": metadata, "spec": {}})
+        for number in range(pods):
+            cluster.pod(f"events-{revision}-{number}", sets, labels=labels, ip=next(ips))
+
+
+async def in_the_middle(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.resource(CHANGED)
+    await cluster.reconcile()
+    half_way(cluster)
+
+
+async def test_a_rollout_is_paused_half_way_while_old_pods_hold_rows_that_are_not_delivered(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(1200)
+    assert await cluster.look() == SOON_S
+    assert is_paused(cluster)
+    assert live_image(cluster) == NEW_IMAGE
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+    for words in ("paused half-way: 1,200 rows wait in pods of the template before", f"{ROLL_ANNOTATION}=now"):
+        assert words in cluster.message("Progressing")
+    assert [(kind, reason) for kind, reason, _ in cluster.told()] == [("Warning", "RolloutHeld")]
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_paused_rollout_goes_on_by_itself_when_the_rows_are_delivered(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    half_way(cluster)
+    assert await cluster.look() == SOON_S
+    assert is_paused(cluster)
+    cluster.proxies.says.clear()
+    assert await cluster.look() == SOON_S
+    assert not is_paused(cluster)
+    assert spec_of(cluster)["minReadySeconds"] == 2
+    assert cluster.condition("Progressing") == ("True", "RollingOut")
+
+
+async def test_a_paused_rollout_is_written_once_whatever_brings_the_look(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    half_way(cluster)
+    await cluster.reconcile()
+    cluster.forget()
+    await cluster.reconcile()
+    await cluster.look()
+    assert cluster.api.writes == []
+
+
+async def test_while_a_rollout_is_paused_its_new_pods_count_as_soon_as_they_are_ready(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    half_way(cluster, old=1, new=1, availableReplicas=1)
+    await cluster.reconcile()
+    assert cluster.condition("Ready") == ("True", "Ready")
+
+
+async def test_rows_in_new_pods_and_in_those_that_end_already_pause_nothing(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says = {IPS[0]: stuck(7), IPS[2]: stuck(8)}
+    ending = cluster.api.get("Pod", "events-1-0")
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    cluster.api.put(ending)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+
+
+async def test_an_old_pod_that_does_not_tell_pauses_the_rollout(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[1]] = {"nonsense": 1}
+    await cluster.reconcile()
+    assert is_paused(cluster)
+    assert "paused half-way: of events-1-1 it is not known" in cluster.message("Progressing")
+
+
+async def test_the_annotation_lets_a_paused_rollout_go_on_at_once(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    cluster.resource(CHANGED, annotations={ROLL_ANNOTATION: "now"})
+    half_way(cluster)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+    half_way(cluster)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+
+
+async def test_a_first_install_is_not_paused_though_rows_wait_in_it(cluster: Cluster) -> None:
+    cluster.resource()
+    await cluster.reconcile()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.roll_out(pods=2, readyReplicas=1, availableReplicas=1)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+
+
+async def test_a_scaling_is_not_taken_for_a_rollout(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource({"replicas": 3})
+    await cluster.reconcile()
+    await cluster.reconcile()
+    cluster.roll_out(pods=3, readyReplicas=2, availableReplicas=2)
+    await cluster.reconcile()
+    assert not is_paused(cluster)
+    assert live_replicas(cluster) == 3
+
+
+async def test_a_paused_rollout_is_scaled_up_and_never_down(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    half_way(cluster)
+    for wanted, found in ((1, 2), (3, 3)):
+        cluster.resource({**CHANGED, "replicas": wanted})
+        await cluster.reconcile()
+        assert (is_paused(cluster), live_replicas(cluster)) == (True, found)
+    assert not any("draining" in str(pod["metadata"].get("labels")) for pod in cluster.api.all("Pod"))
+
+
+async def test_a_new_pod_that_does_not_start_is_told_during_the_pause_and_its_repair_waits_too(
+    cluster: Cluster,
+) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    pod = cluster.api.get("Pod", "events-2-0")
+    crashing = [{"name": "proxy", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {}}]
+    cluster.api.put({**pod, "status": {"containerStatuses": crashing}})
+    cluster.resource({**CHANGED, "image": f"{NEW_IMAGE}-repaired"})
+    await cluster.reconcile()
+    assert (is_paused(cluster), live_image(cluster)) == (True, NEW_IMAGE)
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+    assert cluster.condition("Degraded") == ("True", "PodsFailing")
+    cluster.proxies.says.clear()
+    half_way(cluster)
+    await cluster.reconcile()
+    assert (is_paused(cluster), live_image(cluster)) == (False, f"{NEW_IMAGE}-repaired")
+
+
+async def test_a_rollout_is_paused_whatever_else_is_wrong(cluster: Cluster) -> None:
+    cluster.secret()
+    spec = {**CHANGED, **OWN_TOKEN}
+    await cluster.installed({"replicas": 2, **OWN_TOKEN})
+    cluster.resource(spec)
+    await cluster.reconcile()
+    half_way(cluster)
+    cluster.api.remove("Secret", "tinybird")
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    await cluster.reconcile()
+    assert is_paused(cluster)
+    assert cluster.condition("Ready") == ("False", "SecretNotFound")
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+
+
+async def test_a_pause_that_is_refused_is_told_and_keeps_nothing_else_waiting(cluster: Cluster) -> None:
+    await in_the_middle(cluster)
+    cluster.proxies.says[IPS[0]] = stuck(7)
+    cluster.resource({**CHANGED, "service": {"port": 8080}})
+    cluster.api.fail(403, method="PATCH", path="/deployments/events", times=9, message="policy: hands off")
+    await cluster.reconcile()
+    assert cluster.condition("Degraded") == ("True", "ApplyRefused")
+    assert "hands off" in cluster.message("Degraded")
+    assert cluster.api.get("Service", "events")["spec"]["ports"][0]["port"] == 8080
+
+
+async def test_what_somebody_else_paused_goes_on(cluster: Cluster) -> None:
+    await cluster.installed()
+    deployment = cluster.api.get("Deployment", "events")
+    cluster.api.put({**deployment, "spec": {**deployment["spec"], "paused": True}})
+    await cluster.look()
+    assert not is_paused(cluster)
+
+
+async def test_a_deployment_that_is_not_paused_does_not_say_so_and_is_not_written_for_that(cluster: Cluster) -> None:
+    await cluster.installed()
+    deployment = cluster.api.get("Deployment", "events")
+    del deployment["spec"]["paused"]
+    cluster.api.put(deployment)
+    cluster.roll_out()
+    cluster.forget()
+    await cluster.reconcile()
+    assert cluster.api.writes == []

@@ -101,6 +101,7 @@ def test_ready(facts: dict[str, Any], status: str, reason: str, message: str) ->
         ({}, "False", "UpToDate"),
         ({"held": "It waits."}, "False", "RolloutHeld"),
         ({"queued": "It waits."}, "False", "RolloutHeld"),
+        ({"managed": False, "workload": workload(updated=0, paused=True)}, "False", "RolloutHeld"),
         ({"queued": "It waits.", "workload": workload(updated=0)}, "True", "RollingOut"),
         ({"queued": "It waits.", "workload": workload(failed="late")}, "False", "RolloutFailed"),
         ({"preflight": Decision(step=Step.FAILED), "queued": "It waits."}, "False", "PreflightFailed"),

@@ -1,5 +1,6 @@
 """Who has a turn in an upgrade, and which rows keep a template back: by table, in seconds that a test gives."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tinybird_proxy_operator.upgrades import (
     Upgrades,
     author_mark,
     is_for_another,
+    pauses,
     rows_at_risk,
     stage,
     with_marks,
@@ -23,7 +25,7 @@ NEW = "proxy:2"
 
 
 def workload(upgraded_to: str | None = NEW, *, settled: bool = True, failed: str | None = None) -> Workload:
-    counts = {"replicas": 2, "updated": 2 if settled else 1, "ready": 2, "available": 2}
+    counts: dict[str, Any] = {"replicas": 2, "updated": 2 if settled else 1, "ready": 2, "available": 2}
     return Workload(generation_seen=True, failed=failed, upgraded_to=upgraded_to, **counts)
 
 
@@ -189,6 +191,41 @@ def test_rows_that_wait_and_ready_pods_that_do_not_tell_keep_the_pods(
     assert (why is None) is (words is None)
     for word in [*(words or []), *([f"{ROLL_ANNOTATION}=now"] if words else [])]:
         assert word in str(why)
+
+
+OLD_POD: dict[str, Any] = {"rows": 7}
+NEW_POD: dict[str, Any] = {"rows": 7, "newest": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pods", "at_once", "words"),
+    [
+        ({}, [OLD_POD], False, "paused half-way: 7 rows wait in pods of the template before"),
+        ({}, [OLD_POD], True, None),
+        ({}, [OLD_POD, NEW_POD], False, "7 rows"),
+        ({}, [NEW_POD], False, None),
+        ({}, [{"rows": 0}, NEW_POD], False, None),
+        ({}, [{"rows": None}], False, "paused half-way: of p it is not known"),
+        ({}, [{"rows": None, "ready": False}], False, None),
+        ({}, [{**OLD_POD, "terminating": True}], False, None),
+        ({"updated": 3}, [OLD_POD], False, None),
+        ({"generation_seen": False}, [OLD_POD], False, None),
+        ({"generation_seen": False, "paused": True}, [OLD_POD], False, "7 rows"),
+        ({"paused": True}, [OLD_POD], False, "7 rows"),
+        ({"paused": True}, [], False, None),
+    ],
+)
+def test_a_rollout_stands_while_old_pods_hold_what_nobody_delivers(
+    changes: dict[str, Any], pods: list[dict[str, Any]], at_once: bool, words: str | None
+) -> None:
+    counts = {"generation_seen": True, "replicas": 3, "updated": 1, "ready": 3, "available": 2, "failed": None}
+    found = []
+    for each in pods:
+        facts = {name: value for name, value in each.items() if name in ("newest", "terminating")}
+        found.append(replace(pod(ready=each.get("ready", True), rows=each["rows"]), **facts))
+    why = pauses(Workload(**{**counts, **changes}), found, at_once=at_once)
+    assert (why is None) is (words is None)
+    assert str(words or None) in str(why)
 
 
 # What stands on a Deployment.

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.operator.clusters import IPS, Cluster
+from tests.operator.clusters import IPS, Cluster, owned
 
 from tinybird_proxy_operator.names import selector_labels
 from tinybird_proxy_operator.observed import PodFacts
@@ -47,3 +47,20 @@ async def test_pods_are_in_excess_while_their_set_has_too_many_or_has_not_seen_h
     found = await pods(cluster)
     assert {pod.excess for pod in found} == {excess}
     assert sum(pod.terminating for pod in found) == terminating
+
+
+@pytest.mark.parametrize(
+    ("revisions", "newest"), [((None, None), []), (("nonsense", None), []), (("9", "10"), [2]), (("10", "9"), [1])]
+)
+async def test_the_pods_that_a_rollout_leads_to_are_those_of_the_highest_revision(
+    cluster: Cluster, revisions: tuple[str | None, str | None], newest: list[int]
+) -> None:
+    await cluster.installed(pods=1)
+    deployment, labels = cluster.api.get("Deployment", "events"), selector_labels("events")
+    for number, revision in enumerate(revisions, start=1):
+        metadata = owned(f"events-{number}", labels, deployment)
+        if revision is not None:
+            metadata["annotations"] = {"deployment.kubernetes.io/revision": revision}
+        sets = cluster.api.put({"kind": "ReplicaSet", "metadata": metadata, "spec": {}})
+        cluster.pod(f"events-{number}-0", sets, labels=labels, ip=IPS[number - 1])
+    assert [pod.name for pod in await pods(cluster) if pod.newest] == [f"events-{number}-0" for number in newest]

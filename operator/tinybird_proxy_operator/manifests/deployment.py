@@ -20,6 +20,8 @@ _RESERVED_LABELS: Final = (
 )
 _DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 _RESERVED_ANNOTATIONS: Final = (_DEFAULT_CONTAINER, names.DELETION_COST_ANNOTATION)
+_PROGRESS_DEADLINE_S: Final = 600  # Kubernetes' default
+_NEVER_S: Final = 1_000_000_000  # some 30 years
 
 
 def build(desired: Desired) -> Manifest:
@@ -30,15 +32,32 @@ def build(desired: Desired) -> Manifest:
         "metadata": metadata(desired),
         "spec": {
             "replicas": desired.replicas,
-            # kube-proxy gathers changes for up to a second before it sends connections to a pod that became ready.
-            # Kubernetes compares times in whole seconds, so 2 means at least 1.
-            "minReadySeconds": 2,
+            **pace(paused=desired.paused),
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": names.selector_labels(desired.proxy.name)},
             # A pod goes only after its successor is available: clients always find as many as were asked for.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": pod_template(desired),
         },
+    }
+
+
+def pace(*, paused: bool) -> Manifest:
+    """The fields of ``spec`` that let a rollout go on, or make it stand.
+
+    ``paused`` alone does not: a paused Deployment is scaled all the same, and as soon as there are as many new pods as
+    are wanted and they are available, that takes every old one away. With one pod that is the whole rollout. So no new
+    pod counts as available meanwhile; old ones keep the number with which they were made. Services look at readiness.
+    The deadline must be the greater number. It is not counted during the pause, and begins anew after it.
+    """
+    if paused:
+        return {"paused": True, "minReadySeconds": _NEVER_S, "progressDeadlineSeconds": _NEVER_S + 1}
+    return {
+        "paused": False,
+        # kube-proxy gathers changes for up to a second before it sends connections to a pod that became ready.
+        # Kubernetes compares times in whole seconds, so 2 means at least 1.
+        "minReadySeconds": 2,
+        "progressDeadlineSeconds": _PROGRESS_DEADLINE_S,
     }
 
 

@@ -13,12 +13,16 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """A resource, how many pods it is to have, the operator's settings, and what an HPA of it can be given."""
+    """A resource, how many pods it is to have, the operator's settings, and what an HPA of it can be given.
+
+    ``paused``: a rollout of its pods stands half-way.
+    """
 
     proxy: Proxy
     replicas: int
     settings: OperatorSettings
     plan: Plan = NONE
+    paused: bool = False
 
 
 def metadata(desired: Desired, *, name: str | None = None, annotations: dict[str, str] | None = None) -> Manifest:
