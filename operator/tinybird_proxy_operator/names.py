@@ -27,7 +27,7 @@ DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 # On a Deployment: what its author had asked when its template went out, and the upgrade that let it out, if one did.
 MADE_FOR_ANNOTATION: Final = f"{GROUP}/made-for"
 UPGRADED_ANNOTATION: Final = f"{GROUP}/upgraded-to"
-# On a resource: `now` lets a template that is held back go out.
+# On a resource: `now` lets a template that is held back go out. The operator takes it off when it has.
 ROLL_ANNOTATION: Final = f"{GROUP}/roll"
 # On a resource: `now` lets it be deleted with what its pods hold.
 DELETE_ANNOTATION: Final = f"{GROUP}/delete"
@@ -125,6 +125,7 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     ROLLOUT_HELD = "RolloutHeld"
     ROLLOUT_FAILED = "RolloutFailed"
+    ROLL_ANNOTATION_REMOVED = "RollAnnotationRemoved"
     PREFLIGHT = "Preflight"
     PREFLIGHT_FAILED = "PreflightFailed"
     AS_EXPECTED = "AsExpected"

@@ -84,7 +84,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
-        self._rollouts = Rollouts(self.kube, self.settings, self.utc_now, self.now)
+        self._rollouts = Rollouts(self.kube, self.events, self.settings, self.utc_now, self.now)
         self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now)
         self._autoscalers = Autoscalers(self.kube, self.settings, self.now)
         self.deletions = deletion.Deletions(
@@ -227,6 +227,8 @@ class Reconciler:
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=stands or verdict.held, queued=verdict.queued, preflight=verdict.preflight)
         observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
+        if not scaling.fell:
+            await _tried(self._rollouts.end_at_once(proxy, body, observed), problems)
         observed = await self._autoscalers.judged(proxy, body, plan, observed)
         again_s = min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
         return min(again_s, self._autoscalers.again_s(key, plan))

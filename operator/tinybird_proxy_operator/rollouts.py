@@ -21,10 +21,11 @@ from tinybird_proxy_operator.children import (
     template_hash,
     with_template_hash,
 )
-from tinybird_proxy_operator.errors import Forbidden, NotFound
+from tinybird_proxy_operator.errors import Conflict, Forbidden, NotFound
+from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests import Desired, deployment
-from tinybird_proxy_operator.names import CONTAINER, FIELD_MANAGER, KIND, MANAGED_BY_LABEL, ROLL_ANNOTATION
+from tinybird_proxy_operator.names import CONTAINER, FIELD_MANAGER, KIND, MANAGED_BY_LABEL, ROLL_ANNOTATION, Reason
 from tinybird_proxy_operator.observed import Observed, PodFacts, Workload, read_workload
 from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.queue import Key
@@ -51,6 +52,7 @@ class Rollouts:
     """Of all resources. ``utc_now`` is the wall's clock, ``now`` one in seconds that only goes forward."""
 
     kube: Kube
+    events: Events
     settings: OperatorSettings
     utc_now: Callable[[], datetime]
     now: Callable[[], float]
@@ -69,6 +71,24 @@ class Rollouts:
             uid = live["metadata"]["uid"]
             live = await self.kube.set_fields(proxy.namespace, proxy.name, fields, uid=uid)
         return live, why
+
+    async def end_at_once(self, proxy: Proxy, body: Object, observed: Observed) -> None:
+        """Take the annotation that let something out off, once every pod has it, and tell of that.
+
+        Nothing else is touched. Whoever puts it back with each sync, as GitOps may, has it taken off each time, and no
+        template of theirs is ever held: it is harmless, but then it is their choice and no longer a single word.
+        """
+        waits = observed.held or observed.queued or observed.preflight
+        if not is_at_once(proxy) or observed.problems or waits:
+            return
+        if observed.workload is None or not observed.workload.rolled_out:
+            return
+        try:
+            await self.kube.change(body, {"metadata": {"annotations": {ROLL_ANNOTATION: None}}})
+        except (Conflict, NotFound):
+            return  # it has changed since it was read: the next look is at what it is then
+        text = f"The annotation {ROLL_ANNOTATION}=now has worked and was taken off: every pod has the present template."
+        await self.events.tell(proxy, Reason.ROLL_ANNOTATION_REMOVED, text, warning=False)
 
     async def judge(
         self,

@@ -170,7 +170,7 @@ def is_paused(cluster: Cluster) -> bool:
     """So that Kubernetes takes no old pod away, not even if every new one is ready."""
     spec = spec_of(cluster)
     stands = 10**8 < int(spec["minReadySeconds"]) < int(spec["progressDeadlineSeconds"])
-    assert spec["paused"] is stands
+    assert bool(spec["paused"]) == stands
     return stands
 
 
@@ -374,3 +374,96 @@ async def test_a_deployment_that_is_not_paused_does_not_say_so_and_is_not_writte
     cluster.forget()
     await cluster.reconcile()
     assert cluster.api.writes == []
+
+
+# The annotation, which is a single word and no setting.
+
+ROLL_NOW = {ROLL_ANNOTATION: "now", "example.com/team": "data"}
+
+
+def annotations(cluster: Cluster) -> dict[str, str]:
+    found: dict[str, str] = cluster.api.get(KIND, "events")["metadata"].get("annotations") or {}
+    return found
+
+
+async def test_the_annotation_is_taken_off_when_every_pod_has_what_it_let_out(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource(CHANGED, annotations=ROLL_NOW)
+    await cluster.reconcile()
+    half_way(cluster)
+    await cluster.reconcile()
+    assert annotations(cluster) == ROLL_NOW
+    cluster.roll_out()
+    await cluster.look()
+    assert annotations(cluster) == {"example.com/team": "data"}
+    assert [event for event in cluster.told() if event[0] == "Normal"] == [
+        (
+            "Normal",
+            "RollAnnotationRemoved",
+            f"The annotation {ROLL_ANNOTATION}=now has worked and was taken off: every pod has the present template.",
+        )
+    ]
+
+
+async def test_what_is_changed_after_that_is_held_as_ever(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.proxies.says = dict.fromkeys(IPS, stuck(7))
+    cluster.resource(CHANGED, annotations=ROLL_NOW)
+    await cluster.reconcile()
+    cluster.roll_out()
+    await cluster.reconcile()
+    cluster.resource({**CHANGED, "image": IMAGE})
+    await cluster.reconcile()
+    assert live_image(cluster) == NEW_IMAGE
+    assert cluster.condition("Progressing") == ("False", "RolloutHeld")
+
+
+async def test_where_nothing_is_held_the_annotation_is_taken_off_and_so_each_time_that_it_comes_back(
+    cluster: Cluster,
+) -> None:
+    await cluster.installed()
+    for _ in range(2):
+        cluster.resource({"replicas": 2}, annotations=ROLL_NOW)
+        await cluster.reconcile()
+        await cluster.look()
+        assert annotations(cluster) == {"example.com/team": "data"}
+    assert len(cluster.told()) == 1
+
+
+@pytest.mark.parametrize("value", ["later", ""])
+async def test_another_value_of_the_annotation_is_its_authors(cluster: Cluster, value: str) -> None:
+    await cluster.installed()
+    cluster.resource({"replicas": 2}, annotations={ROLL_ANNOTATION: value})
+    await cluster.reconcile()
+    assert annotations(cluster) == {ROLL_ANNOTATION: value}
+
+
+async def test_while_what_it_is_to_let_out_was_not_applied_the_annotation_stays(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.resource(CHANGED, annotations=ROLL_NOW)
+    cluster.api.fail(403, method="PATCH", path="/deployments/events", times=9, message="policy: hands off")
+    await cluster.reconcile()
+    assert annotations(cluster) == ROLL_NOW
+
+
+async def test_an_annotation_that_cannot_be_taken_off_is_told_and_breaks_nothing(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.resource({"replicas": 2}, annotations=ROLL_NOW)
+    cluster.api.fail(403, method="PATCH", path="/tinybirdproxies/events$", times=9, message="policy: hands off")
+    await cluster.reconcile()
+    assert annotations(cluster) == ROLL_NOW
+    assert cluster.condition("Degraded") == ("True", "ApplyRefused")
+
+
+async def test_of_a_resource_that_changed_meanwhile_the_annotation_is_taken_off_by_the_next_look(
+    cluster: Cluster,
+) -> None:
+    await cluster.installed()
+    cluster.resource({"replicas": 2}, annotations=ROLL_NOW)
+    cluster.api.fail(409, method="PATCH", path="/tinybirdproxies/events$")
+    await cluster.reconcile()
+    assert annotations(cluster) == ROLL_NOW
+    assert cluster.told() == []
+    await cluster.look()
+    assert annotations(cluster) == {"example.com/team": "data"}
