@@ -7,6 +7,7 @@ taken again. Meanwhile the operator applies, scales and creates nothing.
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,8 +18,8 @@ from tinybird_proxy_operator import drains
 from tinybird_proxy_operator.errors import Forbidden, NamespaceTerminating, NotFound
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
-from tinybird_proxy_operator.names import DELETE_ANNOTATION, ConditionType, Reason, finalizer, some, two_digits
-from tinybird_proxy_operator.observed import Observed, PodFacts
+from tinybird_proxy_operator.names import DELETE_ANNOTATION, ConditionType, Reason, finalizer, two_digits
+from tinybird_proxy_operator.observed import NOT_KNOWN, Observed, PodFacts, not_known
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.spec import Drain, Proxy
@@ -100,11 +101,10 @@ def farewells(
     """
     told = []
     grace = f" Its pods go on delivering for up to {proxy.spec.drain.shutdown_timeout_seconds} s and log what is lost."
-    last_rows = int((old.get("buffer") or {}).get("rows", 0))
     if why in _WITH_ROWS and pods:
         told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_what_is_left(pods, hindrance)}{grace}"))
-    elif why in _WITH_ROWS and last_rows:
-        told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {_rows(last_rows)} left at the last look.{grace}"))
+    elif why in _WITH_ROWS and (left := _what_was_left(old)):
+        told.append((Reason.ROWS_DROPPED, f"Deleted, for {why}. {left}{grace}"))
     if letters := drains.dead_letters(pods):
         told.append((Reason.DEAD_LETTERS_DROPPED, letters.strip()))
     return told
@@ -236,15 +236,30 @@ class Deletions:
 def _what_is_left(pods: Sequence[PodFacts], hindrance: str | None) -> str:
     """Rows, pods that do not answer, and why rows are not delivered, in sentences."""
     answers = [pod.report for pod in pods if pod.report is not None]
-    silent = [pod.name for pod in pods if pod.report is None and pod.running]
     rows, holders = sum(report.rows for report in answers), sum(report.rows > 0 for report in answers)
-    sentences = [f"{_rows(rows)} left in {holders} pods." if rows else "No row is left in the pods that answer."]
-    if silent:
-        sentences.append(f"{some(silent)} did not answer: what is there is not known.")
+    sentences = []
+    if rows:
+        sentences.append(f"{_rows(rows)} left in {holders} pods.")
+    elif answers or not not_known(pods):
+        sentences.append("No row is left in the pods that answer.")
+    if unknown := not_known(pods):
+        sentences.append(unknown)
     if hindrance is not None:
         sentences.append(hindrance)
     sentences += [sentence for report in answers for sentence in report.stuck][:1]
     return " ".join(sentences)
+
+
+def _what_was_left(old: Mapping[str, Any]) -> str:
+    """The same of the last look, as the status tells; empty: no row, and no pod that did not answer."""
+    conditions = old.get("conditions", [])
+    said = [str(each.get("message")) for each in conditions if each.get("type") == ConditionType.BUFFER_HEALTHY]
+    found = re.search(rf"[^.]*{re.escape(NOT_KNOWN)}", " ".join(said))
+    unknown = "" if found is None else f" At the last look {found[0].strip()}"
+    if "buffer" not in old:
+        return "No pod answered at the last look: what they hold is not known." if old else ""
+    rows = int(old["buffer"].get("rows", 0))
+    return f"{_rows(rows)} left at the last look.{unknown}" if rows else unknown.strip()
 
 
 def _rows(rows: int) -> str:

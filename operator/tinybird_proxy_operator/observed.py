@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +15,7 @@ from tinybird_proxy_operator.names import (
     DRAINING_SINCE_ANNOTATION,
     UPGRADED_ANNOTATION,
     Reason,
+    some,
 )
 from tinybird_proxy_operator.preflight import Decision
 
@@ -100,6 +101,16 @@ class PodFacts:
         if self.report is None:
             return not self.running
         return self.report.draining and self.report.refusing and self.report.rows == 0
+
+
+# How a sentence ends that names pods whose rows nobody can count.
+NOT_KNOWN: Final = "did not answer: what is there is not known."
+
+
+def not_known(pods: Sequence[PodFacts]) -> str:
+    """A sentence about the pods that may hold rows and do not tell; empty if there are none."""
+    silent = [pod.name for pod in pods if pod.report is None and (pod.running or pod.ready)]
+    return f"{some(silent)} {NOT_KNOWN}" if silent else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

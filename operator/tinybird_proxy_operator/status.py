@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinybird_proxy_operator.names import ConditionType, Reason, some, status_selector, two_digits
-from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
+from tinybird_proxy_operator.observed import Observed, PodFacts, ProxyReport, Workload, not_known
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
 
@@ -42,12 +42,13 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         "conditions": [
             _condition(kind, verdict, old=old, generation=proxy.generation, now=now) for kind, verdict in judged.items()
         ],
-        "buffer": {
+    }
+    if reports or not not_known(observed.pods):  # else nobody knows, and nothing is not 0
+        status["buffer"] = {
             "rows": two_digits(sum(report.rows for report in reports)),
             "size": str(two_digits(sum(report.size_bytes for report in reports))),
             "oldestRowAgeSeconds": two_digits(max((report.oldest_age_s or 0.0 for report in reports), default=0.0)),
-        },
-    }
+        }
     if observed.draining is not None:
         since = {found["pod"]: found["since"] for found in old.get("draining", [])}
         status["draining"] = [
@@ -211,8 +212,15 @@ def _buffer_healthy(observed: Observed) -> _Judged:
     if text := out_of_memory(observed.pods):
         return "False", Reason.OUT_OF_MEMORY, text
     reports = [pod.report for pod in observed.pods if pod.report is not None]
+    unknown = not_known(observed.pods)
     if not reports:
-        return "Unknown", Reason.UNKNOWN, _no_answer(observed.pods)
+        text = "No pod answers: what they hold is not known." if unknown else _no_answer(observed.pods)
+        return "Unknown", Reason.UNKNOWN, text
+    status, reason, text = _of_those_that_answer(reports)
+    return status, reason, f"{text} {unknown}" if unknown else text
+
+
+def _of_those_that_answer(reports: Sequence[ProxyReport]) -> _Judged:
     stuck_rows = sum(report.stuck_rows for report in reports)
     if stuck_rows:
         why = next(sentence for report in reports for sentence in report.stuck)
@@ -223,9 +231,8 @@ def _buffer_healthy(observed: Observed) -> _Judged:
         return "False", Reason.FULL, "A buffer is full: clients get 503 and are asked to come back."
     if fullest >= FILLING_RATIO:
         return "False", Reason.FILLING, f"A buffer is {math.floor(fullest * 100)}% full."
-    silent = len(observed.pods) - len(reports)
     text = "Rows are delivered." if any(report.rows for report in reports) else "Nothing is buffered."
-    return "True", Reason.HEALTHY, f"{text} {silent} of {len(observed.pods)} pods do not answer." if silent else text
+    return "True", Reason.HEALTHY, text
 
 
 def out_of_memory(pods: Sequence[PodFacts]) -> str:

@@ -145,6 +145,42 @@ def test_what_goes_unwaited_for_is_told(why: Release, pods: list[PodFacts], rows
     assert all("pods" in message for _, message in told)
 
 
+NOT_KNOWN = "p-2 did not answer: what is there is not known."
+
+
+def last_look(message: str, rows: int | None) -> dict[str, Any]:
+    buffer = {} if rows is None else {"buffer": {"rows": rows}}
+    return {"conditions": [{"type": "BufferHealthy", "message": message}], **buffer}
+
+
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [
+        ({}, None),
+        (last_look("Nothing is buffered.", 0), None),
+        (last_look("Rows are delivered.", 7), "7 rows are left at the last look."),
+        (
+            last_look(f"Rows are delivered. {NOT_KNOWN}", 7),
+            f"7 rows are left at the last look. At the last look {NOT_KNOWN}",
+        ),
+        (last_look(f"Nothing is buffered. {NOT_KNOWN}", 0), f"At the last look {NOT_KNOWN}"),
+        (last_look("As it was.", None), "No pod answered at the last look: what they hold is not known."),
+    ],
+)
+def test_where_the_pods_are_not_asked_any_more_what_nobody_knew_of_them_is_told_and_not_nothing(
+    old: dict[str, Any], said: str | None
+) -> None:
+    told = farewells(Release.NOW, resource(), [], old)
+    assert [reason for reason, _ in told] == ([] if said is None else [Reason.ROWS_DROPPED])
+    for _, message in told:
+        assert message.startswith(f"Deleted, for {Release.NOW}. {said} Its pods go on delivering")
+
+
+def test_of_pods_that_do_not_answer_and_are_dropped_it_is_told_that_nobody_knows_and_nothing_else() -> None:
+    [(_, message)] = farewells(Release.DROPPED, resource(), [SILENT], {})
+    assert f"{Release.DROPPED}. p-1 did not answer: what is there is not known. Its pods go on" in message
+
+
 # What acts.
 
 
@@ -402,6 +438,21 @@ async def test_the_annotation_lets_it_go_and_the_rows_are_told(cluster: Deleting
     ((kind, reason, message),) = cluster.told()
     assert (kind, reason) == ("Warning", "RowsDropped")
     assert "5 rows are left at the last look" in message
+
+
+async def test_the_annotation_lets_it_go_with_pods_that_do_not_answer_and_that_is_told(cluster: Deleting) -> None:
+    await cluster.installed_and_deleted()
+    for ip in IPS[:2]:
+        cluster.proxies.buffers[ip].answers = False
+    await cluster.reconcile()
+    assert "buffer" not in cluster.status()
+    body = cluster.api.get(KIND, "events")
+    cluster.api.put({**body, "metadata": {**body["metadata"], "annotations": {DELETE_ANNOTATION: "now"}}})
+    await cluster.reconcile()
+    assert cluster.gone()
+    ((kind, reason, message),) = cluster.told()
+    assert (kind, reason) == ("Warning", "RowsDropped")
+    assert "No pod answered at the last look: what they hold is not known." in message
 
 
 async def test_unmanaged_resources_and_those_without_a_workload_or_pods_go_at_once(cluster: Deleting) -> None:

@@ -337,6 +337,11 @@ def test_rows_that_are_dropped_are_told_until_the_next_drain() -> None:
         "Scaled down to 1 after 300 s (spec.drain.onDeadline is Drop): 1,200 rows are left in p-1. clicks: Tinybird"
         " answers 503. They go with their pods, which deliver what they can for another 50 s."
     )
+    silent = situation(A, victim("p-1", None, since_s=OVERDUE), wanted=1, drain=drop)
+    assert told(silent)[2].startswith(
+        "Scaled down to 1 after 300 s (spec.drain.onDeadline is Drop): p-1 did not answer: what is there is not known."
+        " They go with their pods"
+    )
     before = old(Reason.ROWS_DROPPED)
     assert told(situation(A, wanted=1), before) == ("False", "RowsDropped", "As it was.")
     assert told(situation(A, victim("b", excess=True), wanted=1, live=1), before)[1] == "RowsDropped"

@@ -225,14 +225,23 @@ def test_a_token_is_not_judged_by_what_tinybird_said_of_the_one_before_it() -> N
     )
 
 
+SILENT, UNKNOWN = pod("p-2", report=None), "p-2 did not answer: what is there is not known."
+
+
 @pytest.mark.parametrize(
     ("pods", "message"),
     [
         ([pod()], "Nothing is buffered."),
         ([pod(), pod(report=said(rows=1))], "Rows are delivered."),
-        ([pod(), pod(report=None)], "Nothing is buffered. 1 of 2 pods do not answer."),
-        ([pod(report=said(rows=1)), pod(report=None)], "Rows are delivered. 1 of 2 pods do not answer."),
-        ([pod(report=None)], "No pod answers."),
+        ([pod(), SILENT], f"Nothing is buffered. {UNKNOWN}"),
+        ([pod(report=said(rows=1)), SILENT], f"Rows are delivered. {UNKNOWN}"),
+        (
+            [pod(report=said(utilisation=1.0)), SILENT],
+            f"A buffer is full: clients get 503 and are asked to come back. {UNKNOWN}",
+        ),
+        ([pod(), pod(report=None, ready=False, running=False)], "Nothing is buffered."),
+        ([pod(report=None)], "No pod answers: what they hold is not known."),
+        ([pod(report=None, ready=False, running=False)], "No pod answers."),
         ([], "There are no pods."),
         ([pod(report=said(rows=99, utilisation=0.999))], "A buffer is 99% full."),
     ],
@@ -312,6 +321,13 @@ def test_the_buffer_is_the_sum_of_the_pods_and_the_age_of_the_oldest_row() -> No
     assert (found["replicas"], found["readyReplicas"]) == (3, 2)
     assert found["token"] == {"expectedHash": "aa", "podsCurrent": 2, "podsTotal": 3, "podsUnknown": 1}
     assert found["selector"].endswith(",!tinybird-proxy.io/draining")
+
+
+def test_there_is_no_buffer_while_pods_run_and_none_answers() -> None:
+    assert "buffer" not in status(observed(pods=[SILENT]))
+    nothing = {"rows": 0, "size": "0", "oldestRowAgeSeconds": 0}
+    for pods in ([], [pod(), SILENT], [pod(report=None, ready=False, running=False)]):
+        assert status(observed(pods=pods))["buffer"] == nothing
 
 
 def test_a_pod_that_has_read_the_token_and_sent_nothing_since_counts_and_one_that_was_refused_does_not() -> None:

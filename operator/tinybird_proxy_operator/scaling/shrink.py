@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from tinybird_proxy_operator.names import ConditionType, Reason, some, two_digits
-from tinybird_proxy_operator.observed import PodFacts
+from tinybird_proxy_operator.observed import PodFacts, not_known
 from tinybird_proxy_operator.spec import Drain
 
 # Ready pods have 0. Among pods that are not ready, this one goes first.
@@ -308,13 +308,15 @@ def _given_up(s: Situation, hindrance: str | None) -> str:
 def _what_is_left(victims: Sequence[PodFacts]) -> str:
     """Rows, and pods that do not answer, in sentences."""
     holders = [pod for pod in victims if pod.report is not None and pod.report.rows]
-    silent = [pod for pod in victims if pod.report is None and pod.running]
+    unknown = not_known(victims)
     rows = sum(pod.report.rows for pod in holders if pod.report is not None)
     if rows:
         text = f"{_rows(rows)} {'is' if rows == 1 else 'are'} left in {_names(holders)}."
+    elif unknown and all(pod.report is None for pod in victims):
+        return unknown
     else:
-        text = "no row is left in those that answer." if silent else f"no row is left in {_names(victims)}."
-    return f"{text} {_names(silent)} did not answer: what is there is not known." if silent else text
+        text = "no row is left in those that answer." if unknown else f"no row is left in {_names(victims)}."
+    return f"{text} {unknown}" if unknown else text
 
 
 def _what_is_awaited(s: Situation, pods: Sequence[PodFacts], hindrance: str | None) -> str:
