@@ -1,6 +1,7 @@
 """The status of a TinybirdProxy, made from what was observed. Pure; ``now`` is a UTC time as RFC 3339."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tinybird_proxy_operator.spec import Proxy
 FILLING_RATIO = 0.8
 MESSAGE_MAX_CHARS = 1000
 _LAST_LOOK = "at the last look"
+_LOST = "what was in the buffer then is lost"
 _CHANGE_NOT_SEEN = "Kubernetes has not taken up the last change yet."
 _Judged = tuple[str, Reason, str]  # status, reason, message
 
@@ -24,7 +26,7 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         ConditionType.PROGRESSING: _progressing(observed, workload),
         ConditionType.DEGRADED: _degraded(observed, workload),
         ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
-        ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed),
+        ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed, old),
     }
     for kind, verdict in (
         (ConditionType.UPSTREAM_THROTTLED, observed.upstream_throttled),
@@ -208,9 +210,19 @@ def _token_valid(observed: Observed) -> _Judged:
     return "Unknown", Reason.UNKNOWN, _no_answer(observed.pods)
 
 
-def _buffer_healthy(observed: Observed) -> _Judged:
-    if text := out_of_memory(observed.pods):
-        return "False", Reason.OUT_OF_MEMORY, text
+def _buffer_healthy(observed: Observed, old: Mapping[str, Any]) -> _Judged:
+    """What is wrong now counts more than a pod that once ran out of memory, which is told as long as the pod lives."""
+    status, reason, text = _buffers(observed)
+    killed = _with_rows_as_told(out_of_memory(observed.pods), old)
+    if not killed:
+        return status, reason, text
+    if status == "False":
+        return status, reason, f"{text} {killed}"
+    unknown = text if status == "Unknown" else not_known(observed.pods)
+    return "False", Reason.OUT_OF_MEMORY, f"{killed} {unknown}" if unknown else killed
+
+
+def _buffers(observed: Observed) -> _Judged:
     reports = [pod.report for pod in observed.pods if pod.report is not None]
     unknown = not_known(observed.pods)
     if not reports:
@@ -235,6 +247,18 @@ def _of_those_that_answer(reports: Sequence[ProxyReport]) -> _Judged:
     return "True", Reason.HEALTHY, text
 
 
+def _with_rows_as_told(killed: str, old: Mapping[str, Any]) -> str:
+    """The same with the rows that the last status told of the same pods: another process of the operator knew them."""
+    if not killed or _LAST_LOOK in killed:
+        return killed
+    told = " ".join(
+        str(each.get("message")) for each in old.get("conditions", []) if each.get("type") == "BufferHealthy"
+    )
+    lost, more = killed.split(_LOST)
+    found = re.search(rf"(?:^|\. ){re.escape(lost + _LOST)}(, [\d,]+ rows {_LAST_LOOK})", told)
+    return killed if found is None else f"{lost}{_LOST}{found[1]}{more}"
+
+
 def out_of_memory(pods: Sequence[PodFacts]) -> str:
     """What is told of pods that ran out of memory; empty if there are none."""
     killed = [pod for pod in pods if pod.out_of_memory]
@@ -243,7 +267,7 @@ def out_of_memory(pods: Sequence[PodFacts]) -> str:
     known = [pod.lost_rows for pod in killed if pod.lost_rows is not None]
     held = f", {sum(known):,} rows {_LAST_LOOK}" if known else ""
     names = some([pod.name for pod in killed])
-    return f"{names} ran out of memory: what was in the buffer then is lost{held}. Raise pod.resources.limits.memory."
+    return f"{names} ran out of memory: {_LOST}{held}. Raise pod.resources.limits.memory."
 
 
 def _no_answer(pods: Sequence[PodFacts]) -> str:
@@ -255,8 +279,6 @@ def _condition(
 ) -> dict[str, Any]:
     status, reason, message = judged
     before: Mapping[str, Any] = next((found for found in old.get("conditions", []) if found.get("type") == kind), {})
-    if reason is Reason.OUT_OF_MEMORY and _LAST_LOOK not in message and before.get("reason") == reason:
-        message = before["message"]  # another process of the operator knew how many rows it was
     return {
         "type": str(kind),
         "status": status,

@@ -281,6 +281,62 @@ def test_what_a_pod_held_when_it_ran_out_of_memory_is_told_and_stays_told() -> N
     assert healthy["message"] == message
 
 
+KILLED = "p-1 ran out of memory: what was in the buffer then is lost"
+MORE_MEMORY = " Raise pod.resources.limits.memory."
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "before"),
+    [
+        (
+            said(stuck_rows=5, stuck=["clicks: It is down."]),
+            "NotDelivering",
+            "5 rows wait and are not delivered. clicks: It is down. ",
+        ),
+        (said(utilisation=1.0), "Full", "A buffer is full: clients get 503 and are asked to come back. "),
+        (said(utilisation=0.9), "Filling", "A buffer is 90% full. "),
+        (said(), "OutOfMemory", ""),
+    ],
+)
+def test_what_is_wrong_now_comes_before_a_pod_that_once_ran_out_of_memory(
+    report: ProxyReport, reason: str, before: str
+) -> None:
+    pods = [pod(out_of_memory=True, lost_rows=7), pod("p-2", report=report)]
+    known = observed(pods=pods)
+    message = f"{before}{KILLED}, 7 rows at the last look.{MORE_MEMORY}"
+    assert condition(known, "BufferHealthy") == ("False", reason, message)
+    unknown = observed(pods=[replace(pods[0], lost_rows=None), pods[1]])
+    after = status(unknown, status(known))
+    assert next(each["message"] for each in after["conditions"] if each["type"] == "BufferHealthy") == message
+
+
+@pytest.mark.parametrize(
+    ("pods", "message"),
+    [
+        (
+            [pod(out_of_memory=True), pod("p-2", report=None)],
+            f"{KILLED}.{MORE_MEMORY} p-2 did not answer: what is there is not known.",
+        ),
+        (
+            [pod(out_of_memory=True, report=None)],
+            f"{KILLED}.{MORE_MEMORY} No pod answers: what they hold is not known.",
+        ),
+    ],
+)
+def test_with_a_pod_that_ran_out_of_memory_those_that_do_not_answer_are_told_too(
+    pods: list[PodFacts], message: str
+) -> None:
+    assert condition(observed(pods=pods), "BufferHealthy") == ("False", "OutOfMemory", message)
+
+
+@pytest.mark.parametrize("other", ["p-2", "x-p-1", "p-1, p-2", "p-0, p-1"])
+def test_what_was_told_of_another_pod_that_ran_out_of_memory_is_not_told_of_this_one(other: str) -> None:
+    pods = [pod(name, out_of_memory=True, lost_rows=7) for name in other.split(", ")]
+    after = status(observed(pods=[pod(out_of_memory=True)]), status(observed(pods=pods)))
+    [healthy] = [found for found in after["conditions"] if found["type"] == "BufferHealthy"]
+    assert healthy["message"] == f"{KILLED}.{MORE_MEMORY}"
+
+
 def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
     pods = [pod(), pod(report=said(stuck_rows=12_345, stuck=["clicks: It is down."]))]
     _, _, message = condition(observed(pods=pods), "BufferHealthy")
