@@ -35,10 +35,10 @@ class ProxyReport:
     """What a proxy's ``/status`` said. ``stuck``: a sentence for each destination that does not deliver its rows.
 
     ``clients_hash``: of the list of client tokens that it accepts. ``next_token_hash``: of a changed token for
-    Tinybird that it tries with its next rows. ``draining``: routers are to look away; ``refusing``: no row comes in.
-    ``delivered_rows_1m``: None: an earlier proxy, which does not count them. ``replies_1m``: attempts that ended in the
-    last minute, and ``throttled_1m`` those of them that Tinybird answered with 429. ``throttled_rows``: rows that wait
-    because of that.
+    Tinybird that it tries with its next rows; ``rejected_token_hash``: of one that Tinybird refused. ``draining``:
+    routers are to look away; ``refusing``: no row comes in. ``delivered_rows_1m``: None: an earlier proxy, which does
+    not count them. ``replies_1m``: attempts that ended in the last minute, and ``throttled_1m`` those of them that
+    Tinybird answered with 429. ``throttled_rows``: rows that wait because of that.
     """
 
     rows: int
@@ -57,6 +57,7 @@ class ProxyReport:
     dead_letter_rows: int = 0
     uptime_s: float | None = None
     next_token_hash: str | None = None
+    rejected_token_hash: str | None = None
     delivered_rows_1m: int | None = None
     replies_1m: int = 0
     throttled_1m: int = 0
@@ -260,6 +261,7 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
         dead_letter_rows=said.dead_letters.rows,
         uptime_s=said.uptime_s,
         next_token_hash=None if candidate is None or candidate.rejected else candidate.hash,
+        rejected_token_hash=candidate.hash if candidate is not None and candidate.rejected else None,
         delivered_rows_1m=said.upstream_requests.delivered_rows_1m,
         replies_1m=said.upstream_requests.replies_1m,
         throttled_1m=said.upstream_requests.throttled_1m,

@@ -67,8 +67,20 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             "podsCurrent": sum(current),
             "podsTotal": len(observed.pods),
             "podsUnknown": len(observed.pods) - len(reports),
+            **_candidate(reports, observed.expected_token_hash),
         }
     return status
+
+
+def _candidate(reports: Sequence[ProxyReport], expected: str) -> dict[str, Any]:
+    """The changed token that pods try, or that Tinybird refused to one of them; of several the one in the Secret."""
+    for state, hashes in (
+        ("Rejected", {report.rejected_token_hash for report in reports}),
+        ("Trying", {report.next_token_hash for report in reports}),
+    ):
+        if found := sorted(hashes - {None}, key=lambda each: (each != expected, each)):
+            return {"candidate": {"hash": found[0], "state": state}}
+    return {}
 
 
 def _leaving(pod: PodFacts, now: str) -> dict[str, Any]:

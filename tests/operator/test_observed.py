@@ -77,7 +77,10 @@ def test_a_proxy_with_its_clients_tokens_has_none_of_its_own() -> None:
 @pytest.mark.parametrize("rejected", [True, False])
 def test_a_candidate_is_rejected_or_not(rejected: bool) -> None:
     candidate = {"hash": "12345678", "since": None, "accepted_at": None, "denied_at": None, "rejected": rejected}
-    assert read(report(candidate=candidate)).candidate_rejected is rejected
+    found = read(report(candidate=candidate))
+    assert found.candidate_rejected is rejected
+    hashes = (None, "12345678") if rejected else ("12345678", None)
+    assert (found.next_token_hash, found.rejected_token_hash) == hashes
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {**report(), "buffer": None}, {**report(), "destinations": {}}])

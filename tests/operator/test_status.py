@@ -396,6 +396,23 @@ def test_a_pod_that_has_read_the_token_and_sent_nothing_since_counts_and_one_tha
     assert (found["token"]["podsCurrent"], found["token"]["podsTotal"]) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("reports", "candidate"),
+    [
+        ([said()], None),
+        ([said(), said(next_token_hash="bb")], {"hash": "bb", "state": "Trying"}),
+        ([said(rejected_token_hash="bb"), said(next_token_hash="cc")], {"hash": "bb", "state": "Rejected"}),
+        ([said(rejected_token_hash="Aa"), said(rejected_token_hash="aa")], {"hash": "aa", "state": "Rejected"}),
+        ([said(next_token_hash="cc"), said(next_token_hash="bb")], {"hash": "bb", "state": "Trying"}),
+    ],
+)
+def test_a_token_that_pods_try_or_were_refused_with_is_told_by_its_hash(
+    reports: list[ProxyReport], candidate: dict[str, str] | None
+) -> None:
+    pods = [pod(f"p-{number}", report=report) for number, report in enumerate(reports)]
+    assert status(observed(pods=pods))["token"].get("candidate") == candidate
+
+
 def test_there_is_no_token_where_the_secret_cannot_be_read_or_is_not_used() -> None:
     assert "token" not in status(observed(expected_token_hash=None))
     assert "token" not in status(observed(uses_own_token=False))
