@@ -89,6 +89,20 @@ async def read_token(kube: Kube, namespace: str, ref: SecretKey) -> Token:
     return Token(token_hash(value), None, note)
 
 
+async def read_tokens(kube: Kube, proxy: Proxy) -> Token:
+    """The token for Tinybird, with what is to be said of the Secrets that the resource names."""
+    ref = proxy.spec.tinybird.token_secret_ref
+    if ref is None:
+        return Token(None, None)
+    token = await read_token(kube, proxy.namespace, ref)
+    clients = proxy.spec.clients.token_secret_ref
+    if token.problem is not None or clients is None:
+        return token
+    other = await read_token(kube, proxy.namespace, clients)
+    notes = [note for note in (token.note, other.note) if note is not None]
+    return Token(token.hash, other.problem, " ".join(notes) or None)
+
+
 async def ensure_generated(kube: Kube, desired: Desired, make_token: Callable[[], str], *, client: bool) -> list[str]:
     """Create the admin Secret, and the client one if asked for, where they are absent. Names of the new ones.
 
@@ -201,6 +215,8 @@ class Rotations:
         taken = await rotate_client_token(self.kube, desired, live, pods=pods, now=utc_now, fresh_token=fresh_token)
         again_s = math.inf if taken.again_s is None else taken.again_s
         self._known[key] = self.now() + again_s, taken.sentence
+        if taken.immutable and taken.sentence is not None:
+            await self.events.tell(desired.proxy, Reason.SECRET_IMMUTABLE, taken.sentence, warning=True, about="client")
         if taken.told is not None:
             reason, warning = Reason.CLIENT_TOKEN_ROTATED, taken.warning
             await self.events.tell(desired.proxy, reason, taken.told, warning=warning, about=taken.told)

@@ -134,6 +134,7 @@ class Reason(StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105
     SECRET_KEY_MISSING = "SecretKeyMissing"  # noqa: S105
     SECRET_NOT_SHARED = "SecretNotShared"  # noqa: S105
+    SECRET_IMMUTABLE = "SecretImmutable"  # noqa: S105
     UPSTREAM_NOT_ALLOWED = "UpstreamNotAllowed"
     COLLECTOR_NOT_ALLOWED = "CollectorNotAllowed"
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"

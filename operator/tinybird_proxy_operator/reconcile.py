@@ -19,7 +19,7 @@ from tinybird_proxy_operator.credentials import (
     ensure_generated,
     generates_client_token,
     mounts,
-    read_token,
+    read_tokens,
 )
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
@@ -171,7 +171,7 @@ class Reconciler:
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
 
         async def observe() -> Observed:
-            token = await self._token(proxy)
+            token = await read_tokens(self.kube, proxy)
             return await self._observe(proxy, problems, await self._deployment(proxy), token=token)
 
         try:
@@ -187,7 +187,7 @@ class Reconciler:
 
     async def _carry_out(self, key: Key, proxy: Proxy, body: Object) -> float | None:
         problems = [Problem(reason=reason, message=text) for reason, text in checks.problems(proxy, self.settings)]
-        token = await self._token(proxy)
+        token = await read_tokens(self.kube, proxy)
         if token.problem is not None:
             problems.append(token.problem)
         known, was_queued = self._in_order.pop(key, (None, False))
@@ -224,6 +224,8 @@ class Reconciler:
         observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=scaling.pods)
         if client is not None:
             await _tried(self._rotations.go_on(key, desired, client, accepted_by(observed)), problems)
+        if token.note is not None:
+            await self.events.tell(proxy, Reason.SECRET_IMMUTABLE, token.note, warning=False, about=token.note)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=stands or verdict.held, queued=verdict.queued, preflight=verdict.preflight)
         observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
@@ -250,17 +252,6 @@ class Reconciler:
         if live is not None and is_ours(live, proxy):
             replicas = live["spec"].get("replicas", 1)
         await self.kube.set_scale(proxy.namespace, proxy.name, replicas, resource_version=proxy.resource_version)
-
-    async def _token(self, proxy: Proxy) -> Token:
-        ref = proxy.spec.tinybird.token_secret_ref
-        if ref is None:
-            return Token(None, None)
-        token = await read_token(self.kube, proxy.namespace, ref)
-        clients = proxy.spec.clients.token_secret_ref
-        if token.problem is None and clients is not None:
-            other = await read_token(self.kube, proxy.namespace, clients)
-            return Token(token.hash, other.problem, token.note or other.note)
-        return token
 
     async def _apply(
         self, key: Key, desired: Desired, body: Object, token: Token, client: Object | None, scaling: Scaling

@@ -61,7 +61,7 @@ class Content:
 class Step:
     """``content``: what the Secret must hold now, None: what it does hold. ``again_s``: when to look, None: no need.
 
-    ``told``: a sentence for an Event, ``sentence``: one for the status.
+    ``told``: a sentence for an Event, ``sentence``: one for the status. ``immutable``: for that nothing can be done.
     """
 
     content: Content | None = field(default=None, repr=False)
@@ -69,6 +69,7 @@ class Step:
     told: str | None = None
     warning: bool = False
     sentence: str | None = None
+    immutable: bool = False
 
 
 def step(
@@ -118,7 +119,7 @@ def step(
         overlap_ends_at=max(ends).strftime(_TIME) if ends else "",
     )
     if immutable and _data(new) != _data(content):
-        return Step(sentence=_IMMUTABLE.format(secret=secret))
+        return Step(sentence=_IMMUTABLE.format(secret=secret), immutable=True)
     if told is not None and former not in ("", token):
         told += f" The one before it is accepted {f'until {new.overlap_ends_at}' if ends else 'no longer'}."
     elif told is None and len(kept) < len(lines):

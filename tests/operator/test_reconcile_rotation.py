@@ -182,6 +182,46 @@ async def test_of_an_immutable_secret_the_condition_says_what_can_be_done_and_ke
     await cluster.reconcile()
     assert cluster.condition("TokenValid") == before
     assert "The Secret tinybird is immutable: its token cannot be changed." in cluster.message("TokenValid")
+    ((kind, reason, message),) = cluster.told()
+    assert (kind, reason) == ("Normal", "SecretImmutable")
+    assert message.startswith("The Secret tinybird is immutable")
+
+
+async def test_of_two_immutable_secrets_both_are_told(cluster: Cluster) -> None:
+    await installed(cluster)
+    cluster.secret("apps")
+    for name in ("tinybird", "apps"):
+        cluster.api.put({**cluster.api.get("Secret", name), "immutable": True})
+    cluster.resource({**SPEC, "clients": {"tokenSecretRef": {"name": "apps"}}})
+    await cluster.reconcile()
+    ((_, _, message),) = [event for event in cluster.told() if event[1] == "SecretImmutable"]
+    for name in ("tinybird", "apps"):
+        assert f"The Secret {name} is immutable" in message
+
+
+async def test_a_rotation_that_an_immutable_client_secret_forbids_is_told(cluster: Cluster) -> None:
+    await installed(cluster)
+    cluster.api.put({**cluster.api.get("Secret", "events-client"), "immutable": True})
+    ask(cluster, "June")
+    await cluster.reconcile()
+    ((kind, reason, message),) = cluster.told()
+    assert (kind, reason) == ("Warning", "SecretImmutable")
+    assert message.startswith("Secret events-client is immutable: its client token cannot be rotated")
+
+
+async def test_a_token_secret_that_somebody_deleted_is_told_and_what_runs_stays(cluster: Cluster) -> None:
+    await installed(cluster)
+    cluster.api.remove("Secret", "tinybird")
+    cluster.forget()
+    await cluster.reconcile()
+    ((kind, reason, message),) = cluster.told()
+    assert (kind, reason) == ("Warning", "SecretNotFound")
+    assert message.startswith("Secret tinybird does not exist in namespace shop.")
+    assert {path.rpartition("/")[2] for _, path in cluster.api.writes} == {"events", "status"}
+    assert cluster.condition("TokenValid") == ("False", "SecretNotFound")
+    cluster.secret()
+    await cluster.reconcile()
+    assert cluster.condition("TokenValid")[1] != "SecretNotFound"
 
 
 async def test_a_retained_secret_outlives_its_resource_and_a_new_one_uses_it(cluster: Cluster) -> None:
