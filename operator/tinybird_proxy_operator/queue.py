@@ -11,6 +11,9 @@ from tinybird_proxy_operator.errors import Unavailable
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 60.0
+# Up to so much longer than asked: what began at once, as everything does when a leader starts, does not stay together.
+# Never sooner, for a look that comes before its figures may be written would have to come once more.
+SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,7 +58,10 @@ class WorkQueue:
         return max(0.0, *waits) if waits else 0.0
 
     async def run(self, work: Callable[[Key], Awaitable[float | None]], *, workers: int) -> None:
-        """Work with so many workers. ``work`` answers when to come again, in seconds; None: when something changes."""
+        """Work with so many workers. ``work`` answers when to come again, in seconds; None: when something changes.
+
+        It may be a little later, see ``SPREAD``; 0 is at once.
+        """
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._worker(work))
@@ -71,6 +77,8 @@ class WorkQueue:
                     again_s += error.retry_after_s
             else:
                 self._failures.pop(key, None)
+                if again_s is not None:
+                    again_s += self._jitter(again_s * SPREAD)
             finally:
                 self._working.discard(key)
                 self._changed.set()

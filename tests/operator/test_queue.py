@@ -1,8 +1,10 @@
 """The work queue, in simulated time: each key once, serial, again after a backoff."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -153,7 +155,7 @@ async def test_a_success_forgets_the_failures_before_it() -> None:
     keys.add(A)
     async with working(keys, diary.work):
         await asyncio.sleep(100)
-    assert diary.times == [0.0, 0.5, 1.5, 6.5, 7.0]
+    assert diary.times == [0.0, 0.5, 1.5, 7.0, 7.5]
 
 
 async def test_a_server_that_says_when_to_come_again_is_given_that_time() -> None:
@@ -190,3 +192,43 @@ async def test_the_oldest_age_is_that_of_the_key_that_waits_longest_for_a_worker
 
 async def test_a_key_reads_like_in_kubectl() -> None:
     assert str(A) == "shop/a"
+
+
+@pytest.mark.parametrize(("asked_s", "chance", "waited_s"), [(10.0, 0.0, 10.0), (10.0, 0.5, 10.5), (10.0, 1.0, 11.0)])
+async def test_what_is_to_come_again_comes_up_to_a_tenth_later_and_never_sooner(
+    asked_s: float, chance: float, waited_s: float
+) -> None:
+    keys, diary = queue(chance=chance), Diary(asked_s)
+    keys.add(A)
+    async with working(keys, diary.work):
+        await asyncio.sleep(60)
+    assert diary.times == [0, waited_s]
+
+
+async def test_what_is_to_come_again_at_once_does() -> None:
+    keys, diary = queue(chance=1.0), Diary(0.0, 0.0)
+    keys.add(A)
+    async with working(keys, diary.work):
+        await asyncio.sleep(60)
+    assert diary.times == [0, 0, 0]
+
+
+async def test_resources_that_a_new_leader_looks_at_together_are_spread_after_a_while() -> None:
+    chance = random.Random(7)
+    keys, diary = WorkQueue(now=asyncio.get_running_loop().time, jitter=lambda limit: chance.uniform(0, limit)), Diary()
+
+    async def work(key: Key) -> float:
+        await diary.work(key)
+        return 10.0
+
+    for number in range(20):
+        keys.add(Key("shop", str(number)))
+    async with working(keys, work):
+        await asyncio.sleep(600)
+    last = {key: at for at, key in diary.notes}
+    assert max(last.values()) - min(last.values()) > 5
+    gaps = [
+        later - sooner for key in last for sooner, later in pairwise([at for at, each in diary.notes if each == key])
+    ]
+    assert min(gaps) >= 9.999
+    assert max(gaps) <= 11.001
