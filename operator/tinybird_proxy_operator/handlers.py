@@ -19,7 +19,9 @@ from tinybird_proxy_operator.names import (
 )
 from tinybird_proxy_operator.queue import Key
 
-# Kinds of children whose change is drift, or news about the pods.
+# Kinds of children whose change is drift, or news about the pods. Not PodMonitors and ScaledObjects: kopf looks once,
+# as it starts, for what kinds the cluster has, and cannot be told of others without a right to watch all CRDs. What
+# somebody changes in one is put right by the next look at everything, see ``RESYNC_SECONDS``.
 CHILDREN: Final = (
     ("apps", "v1", "deployments"),
     ("", "v1", "services"),

@@ -21,7 +21,7 @@ from tests.charts.rendering import (
 )
 
 from tinybird_proxy import __version__
-from tinybird_proxy_operator import settings
+from tinybird_proxy_operator import handlers, settings
 from tinybird_proxy_operator.autoscalers import API_SERVICES
 from tinybird_proxy_operator.kube import RESOURCES
 from tinybird_proxy_operator.manifests import KINDS
@@ -53,8 +53,9 @@ RIGHTS = {
 }
 # In the operator's own namespace, by name.
 LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
-# What the chart's values add.
-ASKED_FOR = {("monitoring.coreos.com", "podmonitors"): CHILD, ("keda.sh", "scaledobjects"): CHILD}
+# What the chart's values add. Kinds that a cluster may not have are not watched.
+UNWATCHED = tuple(verb for verb in CHILD if verb != "watch")
+ASKED_FOR = {("monitoring.coreos.com", "podmonitors"): UNWATCHED, ("keda.sh", "scaledobjects"): UNWATCHED}
 # Of the whole cluster, by name.
 CLUSTER = {("apiregistration.k8s.io", "apiservices"): ("get",)}
 # What the metrics API alone reads and writes; see test_metrics_api_chart.py.
@@ -197,7 +198,13 @@ def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
     assert known == {key for key in RIGHTS | CLUSTER | ASKED_FOR | LEASE if "/" not in key[1]}
     plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
     for _, kind in KINDS:
-        assert (RIGHTS | ASKED_FOR)[plurals[kind]] == CHILD
+        assert (RIGHTS | ASKED_FOR)[plurals[kind]] == (UNWATCHED if plurals[kind] in ASKED_FOR else CHILD)
+
+
+def test_what_may_be_watched_is_watched_and_nothing_else() -> None:
+    allowed = {key for key, verbs in (RIGHTS | ASKED_FOR).items() if "watch" in verbs}
+    children = {(group, plural) for group, _, plural in (*handlers.CHILDREN, handlers.AUTOSCALERS)}
+    assert allowed == children | {("", "secrets"), (GROUP, "tinybirdproxies")}
 
 
 def test_with_namespaces_there_are_roles_in_them_and_nothing_of_the_whole_cluster() -> None:

@@ -97,6 +97,17 @@ async def test_drift_is_repaired(cluster: Cluster) -> None:
     assert live_image(cluster) == IMAGE
 
 
+async def test_what_somebody_changes_in_a_kind_that_is_not_watched_is_put_right_by_the_next_look_at_everything(
+    cluster: Cluster,
+) -> None:
+    cluster.api.kinds["PodMonitor"] = POD_MONITOR
+    await cluster.installed({"replicas": 2, "monitoring": {"podMonitor": "Enabled"}})
+    monitor = cluster.api.get("PodMonitor", "events")
+    cluster.api.put({**monitor, "spec": {**monitor["spec"], "podMetricsEndpoints": []}})
+    await cluster.reconcile()
+    assert cluster.api.get("PodMonitor", "events")["spec"] == monitor["spec"]
+
+
 async def test_what_others_add_to_a_child_stays(cluster: Cluster) -> None:
     await cluster.installed()
     service = cluster.api.get("Service", "events")

@@ -98,9 +98,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
 {{- if .Values.rbac.scaledObjects }}
+# Not watched, as PodMonitors: a cluster may get the kind later, or lose it. Each full look repairs them.
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, create, patch, delete]
 {{- end }}
 {{- if not .Values.watchNamespaces }}
 # Whose the API is that gives an HPA its figures. They are the whole cluster's.
@@ -112,7 +113,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .Values.rbac.podMonitors }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, create, patch, delete]
 {{- end }}
 # Patched: who is to go when there are to be fewer.
 - apiGroups: [""]
