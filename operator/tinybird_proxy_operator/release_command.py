@@ -14,8 +14,9 @@ import click
 
 from tinybird_proxy_operator.errors import Conflict, Forbidden, KubeError, NotFound, SettingsError
 from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
-from tinybird_proxy_operator.names import KIND, finalizer
+from tinybird_proxy_operator.names import KIND, ConditionType, finalizer
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
+from tinybird_proxy_operator.upgrades import HALF_WAY
 
 # The operator's pods end within their grace period of 30 s, or their node is not there.
 STOP_TIMEOUT_S: Final = 60.0
@@ -78,7 +79,7 @@ async def release_all(
         name = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         try:
             if await _without(kube, body, ours):
-                say(f"{name}: released{_while_draining(body)}")
+                say(f"{name}: released{_while_draining(body) or _standing(body)}")
                 released += 1
         except KubeError as error:
             problems.append(f"{name} keeps the finalizer {ours}: {error}")
@@ -150,5 +151,16 @@ async def _without(kube: Kube, body: Object, ours: str) -> bool:
 def _while_draining(body: Object) -> str:
     if "deletionTimestamp" not in body["metadata"]:
         return ""
-    rows = ((body.get("status") or {}).get("buffer") or {}).get("rows", 0)
-    return f" while it was being deleted, with {rows:,} rows at the last look: its pods deliver what they can and stop"
+    buffer = (body.get("status") or {}).get("buffer")
+    held = (
+        "what its pods hold is not known" if buffer is None else f"with {buffer.get('rows', 0):,} rows at the last look"
+    )
+    return f" while it was being deleted, {held}: its pods deliver what they can and stop"
+
+
+def _standing(body: Object) -> str:
+    conditions = (body.get("status") or {}).get("conditions", [])
+    said = [str(each.get("message")) for each in conditions if each.get("type") == ConditionType.PROGRESSING]
+    if not any(each.startswith(HALF_WAY) for each in said):
+        return ""
+    return "; its rollout stands half-way, because rows wait in old pods, and goes on when an operator is back"

@@ -264,7 +264,9 @@ def _with_rows_as_told(killed: str, old: Mapping[str, Any]) -> str:
     if not killed or _LAST_LOOK in killed:
         return killed
     told = " ".join(
-        str(each.get("message")) for each in old.get("conditions", []) if each.get("type") == "BufferHealthy"
+        str(each.get("message"))
+        for each in old.get("conditions", [])
+        if each.get("type") == ConditionType.BUFFER_HEALTHY
     )
     lost, more = killed.split(_LOST)
     found = re.search(rf"(?:^|\. ){re.escape(lost + _LOST)}(, [\d,]+ rows {_LAST_LOOK})", told)

@@ -26,6 +26,8 @@ from tinybird_proxy_operator.observed import PodFacts, Workload
 
 # Pods that start may fail a moment later, of the very thing that is new in them.
 SOAK_S: Final = 30.0
+# How the sentence about a rollout that stands begins.
+HALF_WAY: Final = "The rollout is paused half-way"
 _AT_ONCE: Final = f"the annotation {ROLL_ANNOTATION}=now"
 _MEANWHILE: Final = " What is changed in this resource goes out meanwhile, with the image that it has."
 
@@ -119,7 +121,7 @@ class Upgrades:
 
 def rows_at_risk(pods: Sequence[PodFacts], *, half_way: bool = False) -> str | None:
     """Why no pod may be replaced, as a sentence. ``half_way``: some have been, by the rollout that goes on."""
-    what = "The rollout is paused half-way" if half_way else "The changed template is held back"
+    what = HALF_WAY if half_way else "The changed template is held back"
     goes = "goes on" if half_way else "goes out"
     stuck = sum(pod.report.stuck_rows for pod in pods if pod.report is not None)
     if stuck:

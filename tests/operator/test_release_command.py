@@ -14,6 +14,7 @@ from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.names import API_VERSION, KIND, finalizer
 from tinybird_proxy_operator.release_command import CONFIGURATION_STATUS, LOOK_S, STOP_TIMEOUT_S, release, release_all
 from tinybird_proxy_operator.testing.fake_api import FakeApi
+from tinybird_proxy_operator.upgrades import HALF_WAY
 
 OURS, THEIRS = finalizer(""), "example.com/theirs"
 OPERATOR = "tinybird-proxy-operator"
@@ -204,3 +205,20 @@ async def test_the_process_releases_and_says_so_by_its_exit_status(api: FakeApi,
     said, _ = await process.communicate()
     assert (process.returncode, said.decode().splitlines()[0]) == (0, "shop/events: released")
     assert api.get(KIND, "events")["metadata"]["finalizers"] == []
+
+
+async def test_of_a_resource_that_goes_and_whose_pods_do_not_answer_it_is_told_that_nobody_knows(
+    api: FakeApi, run: Run
+) -> None:
+    proxy(api, deletionTimestamp="2026-01-01T00:00:00Z")
+    api.put({**api.get(KIND, "events"), "status": {"observedGeneration": 1}})
+    assert await run() == []
+    assert "what its pods hold is not known" in run.said[0]
+
+
+async def test_a_rollout_that_stands_half_way_is_told_for_nobody_lets_it_go_on(api: FakeApi, run: Run) -> None:
+    proxy(api)
+    held = f"{HALF_WAY}: 7 rows wait."
+    api.put({**api.get(KIND, "events"), "status": {"conditions": [{"type": "Progressing", "message": held}]}})
+    assert await run() == []
+    assert "its rollout stands half-way, because rows wait in old pods, and goes on when" in run.said[0]
