@@ -21,13 +21,14 @@ from tests.e2e.processes import container, process
 
 SYSTEM: Final = Namespace(OPERATOR_NAMESPACE)
 TLS_PORT: Final = 6443
-# Whether somebody with these headers, and without a certificate, is let in: HOST PATH
+# Whether somebody with these headers, and without a certificate, is let in: HOST PATH [TOKEN]
 SPOOF: Final = """
 import ssl, sys, urllib.error, urllib.request
 
-host, path = sys.argv[1:]
+host, path, *token = sys.argv[1:]
 context = ssl._create_unverified_context()
 headers = {"X-Remote-User": "system:admin", "X-Remote-Group": "system:masters"}
+headers |= {"Authorization": f"Bearer {each}" for each in token}
 try:
     answer = urllib.request.urlopen(urllib.request.Request(f"https://{host}{path}", headers=headers), context=context)
     print(answer.status)
@@ -76,8 +77,11 @@ def test_who_may_not_read_the_figures_is_refused_and_headers_alone_make_nobody_s
     with pytest.raises(CommandFailed, match=r"(?i)forbidden"):
         run("kubectl", "get", "--raw", figures(namespace), "--as=somebody")
     host = f"{SERVICE}.{OPERATOR_NAMESPACE}.svc"
-    said = namespace.kubectl("exec", "tinybird", "--", "python", "-c", SPOOF, host, figures(namespace))
-    assert said.strip() == "401"
+    asked = ("exec", "tinybird", "--", "python", "-c", SPOOF, host, figures(namespace))
+    assert namespace.kubectl(*asked).strip() == "401"
+    # Whoever shows a token is known by it, and not by what else is said.
+    token = namespace.kubectl("create", "token", "default").strip()
+    assert namespace.kubectl(*asked, token).strip() == "403"
 
 
 class TestAlone:

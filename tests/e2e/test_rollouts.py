@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import pytest
 from tests.e2e.kubectl import Namespace, token_secret, until
 
 
@@ -67,3 +68,37 @@ def test_a_changed_template_is_held_back_while_tinybird_is_down_and_nothing_is_l
     )
     namespace.until_condition("Progressing", "False", "UpToDate")
     assert namespace.rows() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_outage_half_way_through_a_rollout_stops_it_and_the_old_pods_keep_their_rows(
+    namespace: Namespace, replicas: int
+) -> None:
+    namespace.apply(token_secret(), namespace.forwarding_to_tinybird(replicas=replicas))
+    namespace.wait_ready()
+    old = set(namespace.pods())
+    namespace.patch("tinybirdproxy", "events", {"spec": {"pod": {"annotations": {"example.com/changed": "yes"}}}})
+    until("the first new pod", lambda: set(namespace.pods()) - old)
+    namespace.faults({"status": 503})
+    ids = [f"kept-{number}" for number in range(20)]
+    namespace.spread(*ids)
+    message = namespace.until_condition("Progressing", "False", "RolloutHeld", timeout_s=40)
+    print(message)
+    [new] = until("the new pod is ready", lambda: _ready_but(namespace, old), timeout_s=40)
+    assert old < set(namespace.pods()), f"{old} became {namespace.pods()}"
+    namespace.faults()
+    namespace.until_condition("Progressing", "False", "UpToDate", timeout_s=90)
+    assert new in namespace.pods()
+    assert not old & set(namespace.pods())
+    namespace.until_arrived(*ids)
+
+
+def _ready_but(namespace: Namespace, others: set[str]) -> list[str]:
+    """Names of pods that are ready, and none of these."""
+    pods = namespace.find("pods", "tinybird-proxy.io/proxy=events")
+    ready = [
+        pod["metadata"]["name"]
+        for pod in pods
+        if any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+    ]
+    return sorted(set(ready) - others)
