@@ -84,15 +84,15 @@ def test_replicas_replaced_by_autoscaling_in_one_apply_stay_as_many_and_the_hpa_
 ) -> None:
     proxy = _autoscaled(namespace, rows_per_pod=80, most=5, behavior={"scaleDown": {"selectPolicy": "Disabled"}})
     fixed = {**proxy, "spec": {key: value for key, value in proxy["spec"].items() if key != "autoscaling"}}
-    namespace.apply(token_secret(), {**fixed, "spec": {**fixed["spec"], "replicas": 4}})
+    namespace.apply(token_secret(), {**fixed, "spec": {**fixed["spec"], "replicas": 5}})
     namespace.wait_ready()
     with namespace.watched("deployment", "events", ".spec.replicas") as versions:
         namespace.apply(proxy)
-        until("the HPA sees four", lambda: _hpa(namespace)["status"].get("currentReplicas") == 4, timeout_s=60)
+        until("the HPA sees five", lambda: _hpa(namespace)["status"].get("currentReplicas") == 5, timeout_s=60)
         until("it is active", lambda: _active(namespace) == "True", timeout_s=60)
         namespace.until_condition("Progressing", "False", "UpToDate", timeout_s=90)
-    assert {replicas for [replicas] in versions} == {"4"}
-    assert namespace.get("tbp", "events")["spec"]["replicas"] == 4
+    assert {replicas for [replicas] in versions} == {"5"}
+    assert namespace.get("tbp", "events")["spec"]["replicas"] == 5
     scale_down = {"stabilizationWindowSeconds": 0, "selectPolicy": None}
     namespace.patch("tbp", "events", {"spec": {"autoscaling": {"behavior": {"scaleDown": scale_down}}}})
     until("the HPA takes some away", lambda: _replicas(namespace) == 1, timeout_s=90)

@@ -143,13 +143,16 @@ def test_beside_a_pod_that_does_not_answer_no_full_one_goes(namespace: Namespace
 
 
 @pytest.mark.alone
+@pytest.mark.control_plane
 def test_a_drain_goes_on_under_another_leader(namespace: Namespace) -> None:
     _deployed(namespace, 3, deadlineSeconds=120)
     ids = _fill(namespace, 30)
     _scale(namespace, 1)
     victims = until("two victims", lambda: found if len(found := _victims(namespace)) == 2 else [])
-    leader = str(Namespace(OPERATOR_NAMESPACE).get("lease", "tinybird-proxy-operator")["spec"]["holderIdentity"])
-    Namespace(OPERATOR_NAMESPACE).kubectl("delete", "pod", leader.rpartition("_")[0], "--wait=false")
+    system = Namespace(OPERATOR_NAMESPACE)
+    leader = str(system.get("lease", "tinybird-proxy-operator")["spec"]["holderIdentity"])
+    with process(system.get("pod", leader.rpartition("_")[0])) as send:
+        send(signal.SIGKILL)
     namespace.faults()
     _until_drained_to(namespace, 1)
     assert not set(victims) & set(namespace.pods())
