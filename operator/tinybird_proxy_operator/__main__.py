@@ -106,6 +106,7 @@ async def run(settings: OperatorSettings) -> int:
         election = make_election(kube, settings)
         session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         reconciler = make_reconciler(kube, session, settings, loop.time)
+        stack.push_async_callback(reconciler.close)
         changed = noticing(reconciler, queue)
         watches = handlers.Watches(changed=changed, alive=heard)
         telemetry = Telemetry(

@@ -91,6 +91,10 @@ class Reconciler:
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
 
+    async def close(self) -> None:
+        """Read no more for anybody."""
+        await self._autoscalers.close()
+
     def changed(self, key: Key) -> None:
         """Something happened, or may have: the next look is at everything."""
         self._changed.add(key)
@@ -268,6 +272,10 @@ class Reconciler:
             found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
         lives = {part(each): each for each in found}
         live = out.deployment = lives.get(f"Deployment {proxy.name}") or scaling.deployment
+        if any(each["kind"] == "ScaledObject" for each in wanted) and self.settings.scaled_objects:
+            # KEDA takes no workload that an HPA scales already.
+            hpas = [each for each in found if each["kind"] == "HorizontalPodAutoscaler"]
+            await _tried(prune(self.kube, proxy, wanted, hpas), out.problems)
         wanting = generates_client_token(proxy) and client is None
         secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
         made = await _tried(secrets, out.problems)
@@ -360,7 +368,7 @@ class Reconciler:
     async def _report(self, key: Key, proxy: Proxy, body: Object, observed: Observed) -> float:
         self._rollouts.saw(key, observed)
         old = body.get("status") or {}
-        observed = self._autoscalers.saw(key, proxy, old, observed)
+        observed = self._autoscalers.saw(key, old, observed)
         at = self.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
         status = make_status(proxy, observed, old, now=at)
         now = self.now()

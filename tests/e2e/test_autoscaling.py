@@ -162,6 +162,9 @@ def test_an_hpa_on_the_deployment_is_named_and_nobody_fights_it(namespace: Names
     assert "theirs" in message
     namespace.kubectl("delete", "horizontalpodautoscaler", "theirs")
     _until_it_works(namespace)
+    namespace.patch("tbp", "events", {"spec": {"autoscaling": None}})
+    until("no HPA", lambda: not namespace.find("horizontalpodautoscalers"), timeout_s=40)
+    assert namespace.condition("Autoscaling") == ("", "", "")
 
 
 @pytest.mark.control_plane

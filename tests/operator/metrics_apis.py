@@ -26,6 +26,7 @@ from yarl import URL
 
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.metrics_api.command import serve
+from tinybird_proxy_operator.metrics_api.connections import Limits
 from tinybird_proxy_operator.metrics_api.settings import MetricsApiSettings, from_env
 from tinybird_proxy_operator.names import API_VERSION, KIND, child_labels
 from tinybird_proxy_operator.scaling.targets import METRICS
@@ -259,7 +260,12 @@ def turned_on(api: FakeApi, front_proxy: ClientCA) -> None:
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, unready_s: float = 0.0, faults: int = 0, env: Mapping[str, str] | None = None
+    directory: Path,
+    *,
+    unready_s: float = 0.0,
+    faults: int = 0,
+    env: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Running]:
     """The whole process but for its signals, before a fake API server that fails so many requests first."""
     async with AsyncExitStack() as stack:
@@ -286,6 +292,7 @@ async def running(
             started=note,
             host="127.0.0.1",
             admin_port=proxies.port,
+            limits=limits or Limits(),
         )
         task = asyncio.create_task(serving)
         try:

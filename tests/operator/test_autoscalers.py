@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.operator.clusters import Cluster
+from tests.operator.clusters import TRIES, Cluster
 from tests.operator.hpas import CPU, ROWS, api_service, hpa
 from tests.operator.resources import operator_settings, resource
 from tests.operator.test_status import observed, pod, said
@@ -109,12 +109,43 @@ async def test_an_operator_that_may_not_list_hpas_goes_on(cluster: Cluster) -> N
     assert found.autoscaling == ("Unknown", Reason.UNKNOWN, "There is no HPA yet.")
 
 
+async def test_hpas_that_cannot_be_read_are_told_and_asked_for_once_in_a_while(cluster: Cluster) -> None:
+    cluster.api.fail(503, path="/horizontalpodautoscalers", times=100)
+    edge = autoscalers(cluster)
+    for _ in range(3):
+        found = await edge.judged(proxy(), BODY, Plan(targets=(ROWS,)), observed())
+        assert found.autoscaling is not None
+        assert found.autoscaling[:2] == ("Unknown", Reason.UNKNOWN)
+        assert "could not be read" in found.autoscaling[2]
+    assert asked(cluster, "horizontalpodautoscalers") == TRIES
+
+
+async def test_api_services_that_cannot_be_read_are_no_reason_to_stop(cluster: Cluster) -> None:
+    cluster.api.fail(503, path="/apiservices", times=100)
+    edge = autoscalers(cluster, METRICS_API_SERVICE="metrics-api")
+    for _ in range(2):
+        plan = await edge.plan(KEY, proxy(), {})
+        assert (plan.targets, plan.problem) == ((), Reason.METRICS_UNAVAILABLE)
+        assert "could not be read" in plan.why
+    assert asked(cluster, "apiservices") == TRIES
+
+
+async def test_only_a_scale_up_that_there_is_can_be_off(cluster: Cluster) -> None:
+    throttled = observed(pods=[pod(report=said(replies_1m=10, throttled_1m=9))])
+    for provider, sentence in (("KEDA", "Scale-up is off"), ("External", "More pods would not help")):
+        edge = autoscalers(cluster)
+        await edge.plan(KEY, proxy(provider), {})
+        found = edge.saw(KEY, {}, throttled).upstream_throttled
+        assert found is not None
+        assert sentence in found[2]
+
+
 async def test_throttling_is_known_from_the_pods_and_after_a_restart_from_the_status(cluster: Cluster) -> None:
     edge = autoscalers(cluster)
     throttled = [pod(report=said(replies_1m=10, throttled_1m=9))]
     assert not (await edge.plan(KEY, proxy("KEDA"), {})).throttled
     plan = await edge.plan(KEY, proxy("KEDA"), {})
-    found = edge.saw(KEY, proxy("KEDA"), {}, observed(pods=throttled))
+    found = edge.saw(KEY, {}, observed(pods=throttled))
     assert found.upstream_throttled is not None
     assert found.upstream_throttled[:2] == ("True", Reason.THROTTLED)
     assert edge.again_s(KEY, plan) == 0.0  # the HPA is to be told at once

@@ -69,10 +69,23 @@ def test_each_pod_that_answers_has_a_value_and_no_other() -> None:
 def test_the_rows_of_a_proxy_add_up_and_the_worst_pod_stands_for_the_rest(metric: str, value: int) -> None:
     one = said(buffer_rows=3, buffer_utilization_percent=60, drain_time_seconds=0, cpu_percent=90)
     other = said(EARLIER, buffer_rows=4, buffer_utilization_percent=10, drain_time_seconds=5, cpu_percent=1)
-    answers = [(pod("a"), one), (pod("b"), other), (pod("c"), None)]
-    [found] = values_of(query(PROXIES, "events", metric), answers)
+    [found] = values_of(query(PROXIES, "events", metric), [(pod("a"), one), (pod("b"), other)])
     assert (found.kind, found.api_version, found.name) == ("TinybirdProxy", "tinybird-proxy.io/v1alpha1", "events")
     assert (found.value, found.at) == (value, EARLIER)
+
+
+def test_a_sum_without_one_of_the_pods_is_no_sum_and_a_maximum_is() -> None:
+    answers = [
+        (pod("a"), said(buffer_rows=3, cpu_percent=9)),
+        (pod("b"), None),
+        (pod("l", "logs"), said(buffer_rows=1)),
+    ]
+    assert [(value.name, value.value) for value in values_of(query(PROXIES), answers)] == [("logs", 1)]
+    [cpu] = values_of(query(PROXIES, "events", CPU), answers[:2])
+    assert cpu.value == 9
+    with pytest.raises(Refused, match="a pod of events does not say it") as refused:
+        values_of(query(PROXIES), answers[:2])
+    assert refused.value.code == 503
 
 
 def test_several_proxies_have_a_value_each() -> None:

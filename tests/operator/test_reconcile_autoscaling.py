@@ -180,6 +180,18 @@ async def test_keda_gets_a_scaled_object_and_a_service_and_both_go_with_the_wish
     assert cluster.api.names(HPA) == ["events"]
 
 
+async def test_our_hpa_goes_before_keda_is_asked_for_keda_takes_no_workload_that_has_one(cluster: Cluster) -> None:
+    cluster.api.kinds["ScaledObject"] = SCALED_OBJECT
+    cluster.reconciler = cluster.operator(SCALED_OBJECTS="true")
+    await autoscaled(cluster)
+    cluster.resource({"autoscaling": {**AUTOSCALING, "provider": "KEDA"}, "replicas": 2})
+    cluster.api.fail(422, method="POST", path="/scaledobjects", message="the workload is already managed by the hpa")
+    await cluster.reconcile()
+    assert cluster.api.names(HPA) == []
+    await cluster.reconcile()
+    assert cluster.api.names("ScaledObject") == ["events"]
+
+
 async def test_without_kedas_kind_or_the_right_to_it_a_sentence_says_what_to_do(cluster: Cluster) -> None:
     cluster.resource({"autoscaling": {**AUTOSCALING, "provider": "KEDA"}})
     await cluster.reconcile()

@@ -16,7 +16,7 @@ import msgspec
 from tinybird_proxy_operator.errors import KubeError
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.metrics_api.api import Refused
-from tinybird_proxy_operator.metrics_api.recent import Recent
+from tinybird_proxy_operator.recent import Recent
 
 CONFIGURATION_NAMESPACE: Final = "kube-system"
 CONFIGURATION_NAME: Final = "extension-apiserver-authentication"

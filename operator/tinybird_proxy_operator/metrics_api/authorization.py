@@ -8,7 +8,7 @@ from tinybird_proxy_operator.errors import KubeError
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.metrics_api.api import Refused
 from tinybird_proxy_operator.metrics_api.authentication import User
-from tinybird_proxy_operator.metrics_api.recent import Recent
+from tinybird_proxy_operator.recent import Recent
 
 ALWAYS_ALLOWED: Final = frozenset((("healthz",), ("livez",), ("readyz",)))
 MASTERS: Final = "system:masters"

@@ -21,6 +21,7 @@ from tinybird_proxy_operator.kube import Kube, kubernetes_connection
 from tinybird_proxy_operator.logs import set_up_logging
 from tinybird_proxy_operator.metrics_api.authentication import Authenticator
 from tinybird_proxy_operator.metrics_api.authorization import Authorizer
+from tinybird_proxy_operator.metrics_api.connections import BoundedSite, Limits
 from tinybird_proxy_operator.metrics_api.inventory import Inventories
 from tinybird_proxy_operator.metrics_api.scrape import PODS_AT_ONCE, Scraper
 from tinybird_proxy_operator.metrics_api.server import Server, app_runner
@@ -69,6 +70,7 @@ async def serve(
     started: Callable[[int, int], None] = lambda port, metrics_port: None,
     host: str | None = None,
     admin_port: int = ADMIN_PORT,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> None:
     """Own every task until ``stop``, and then for ``unready_s`` more. ``started`` is told the ports that it listens on.
 
@@ -99,7 +101,7 @@ async def serve(
         server = Server(authenticator, authorizer, Values(inventories, scraper), count=answered)
         probes = web.AppRunner(Telemetry(standing, utc_now=utc_now).app(), access_log=None)
         metrics_port = await _listen(stack, probes, host, settings.metrics_port, tls=None)
-        port = await _listen(stack, app_runner(server), host, settings.port, tls=tls)
+        port = await _listen(stack, app_runner(server, limits), host, settings.port, tls=tls)
         upkeep = Upkeep(
             kube,
             settings,
@@ -127,6 +129,7 @@ async def _listen(
 ) -> int:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port, ssl_context=None if tls is None else tls.context).start()
+    site = web.TCPSite(runner, host, port) if tls is None else BoundedSite(runner, host, port, ssl_context=tls.context)
+    await site.start()
     found: int = runner.addresses[0][1]
     return found

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from tinybird_proxy_operator.children import controller_uid
 from tinybird_proxy_operator.kube import Kube
-from tinybird_proxy_operator.metrics_api.recent import Recent
 from tinybird_proxy_operator.names import APP, CONTAINER, KIND, NAME_LABEL
+from tinybird_proxy_operator.recent import Recent
 
 # A HorizontalPodAutoscaler asks every 15 s, for one metric after the other.
 KEEP_S: Final = 2.0
@@ -102,9 +102,9 @@ class Inventories:
     async def _listed(self, namespace: str) -> Inventory:
         labels = {NAME_LABEL: APP}
         proxies, deployments, replica_sets, pods = await asyncio.gather(
-            self._kube.list(KIND, namespace),
-            self._kube.list("Deployment", namespace, labels=labels),
-            self._kube.list("ReplicaSet", namespace, labels=labels),
-            self._kube.list("Pod", namespace, labels=labels),
+            self._kube.list(KIND, namespace, cached=True),
+            self._kube.list("Deployment", namespace, labels=labels, cached=True),
+            self._kube.list("ReplicaSet", namespace, labels=labels, cached=True),
+            self._kube.list("Pod", namespace, labels=labels, cached=True),
         )
         return take_inventory(proxies=proxies, deployments=deployments, replica_sets=replica_sets, pods=pods)

@@ -10,7 +10,7 @@ from typing import Final
 import aiohttp
 
 from tinybird_proxy_operator.metrics_api.inventory import OurPod
-from tinybird_proxy_operator.metrics_api.recent import Recent
+from tinybird_proxy_operator.recent import Recent
 from tinybird_proxy_operator.scaling.targets import METRICS
 
 KEEP_S: Final = 1.0

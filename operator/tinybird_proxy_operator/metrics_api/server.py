@@ -15,6 +15,7 @@ from tinybird_proxy_operator.metrics_api.api import (
 )
 from tinybird_proxy_operator.metrics_api.authentication import Authenticator, peer_of
 from tinybird_proxy_operator.metrics_api.authorization import ALWAYS_ALLOWED, Authorizer, attributes
+from tinybird_proxy_operator.metrics_api.connections import BoundedServer, Limits
 from tinybird_proxy_operator.metrics_api.values import Values
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,6 @@ class Server:
         return metric_value_list(found.version, found.metric, await self._values.answer(found))
 
 
-def app_runner(server: Server) -> web.ServerRunner:
-    """The handler as a server, for ``web.TCPSite``."""
-    return web.ServerRunner(web.Server(server.handle, access_log=None), shutdown_timeout=10.0)
+def app_runner(server: Server, limits: Limits) -> web.ServerRunner:
+    """The handler as a server, for ``BoundedSite``."""
+    return web.ServerRunner(BoundedServer(server.handle, limits), shutdown_timeout=10.0)

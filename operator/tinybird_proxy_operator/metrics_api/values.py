@@ -57,8 +57,13 @@ def values_of(query: MetricQuery, answers: Answers) -> list[Value]:
             for pod, value, at in said
         ]
     combine = sum if query.metric in _SUMMED else max
+    # A sum without one of the pods is no sum: it would say least when the fullest is too busy to answer.
+    partial = {pod.proxy for pod, scraped in answers if scraped is None or query.metric not in scraped.values}
+    names = sorted({pod.proxy for pod, _, _ in said} - (partial if combine is sum else set()))
+    if not names:
+        raise Refused(503, f"there is no {query} now: a pod of {some(sorted(partial))} does not say it")
     values = []
-    for name in sorted({pod.proxy for pod, _, _ in said}):
+    for name in names:
         its = [(value, at) for pod, value, at in said if pod.proxy == name]
         values.append(
             Value(

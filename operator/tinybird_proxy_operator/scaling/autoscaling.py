@@ -56,8 +56,17 @@ def asked(autoscaling: Autoscaling) -> tuple[Target, ...]:
     return tuple(target for target in TARGETS if value_of(autoscaling, target) is not None)
 
 
-def from_own_api(wanted: Sequence[Target], services: Sequence[_Object] | None, own: tuple[str, str] | None) -> Plan:
-    """By the APIServices of the group. None: the operator may not read them. ``own``: its Service, if it serves any."""
+def from_own_api(
+    wanted: Sequence[Target],
+    services: Sequence[_Object] | None,
+    own: tuple[str, str] | None,
+    *,
+    namespaced: bool = False,
+) -> Plan:
+    """By the APIServices of the group. None: the operator may not read them. ``own``: its Service, if it serves any.
+
+    ``namespaced``: it looks after some namespaces only, and then it cannot.
+    """
     for service in services or ():
         reference = service["spec"].get("service") or {}
         found = reference.get("namespace", ""), reference.get("name", "")
@@ -66,6 +75,9 @@ def from_own_api(wanted: Sequence[Target], services: Sequence[_Object] | None, o
             text = f"The APIService {name} belongs to the Service {'/'.join(found)}, and is left untouched: one cluster"
             text += " has one such API. If that is prometheus-adapter, set spec.autoscaling.provider to it."
             return _without(wanted, Reason.METRICS_API_OWNED_BY_OTHER, text)
+    if own is None and namespaced:
+        text = "This operator looks after some namespaces only, and serves no metrics. Choose another"
+        return _without(wanted, Reason.METRICS_UNAVAILABLE, f"{text} spec.autoscaling.provider.")
     if own is None:
         return _without(wanted, Reason.METRICS_UNAVAILABLE, f"The operator serves no metrics. {_TURN_ON}")
     if not services:
@@ -94,6 +106,11 @@ def from_adapter(wanted: Sequence[Target], served: Collection[str] | None) -> Pl
     text = f"{METRICS_GROUP} does not have {', '.join(served_as(target) for target in missing)}."
     text = f"{text} Give prometheus-adapter this rule, and Prometheus the pods to scrape: {adapter_rule(missing)}"
     return Plan(targets=there, left_out=missing, problem=None if there else Reason.METRICS_UNAVAILABLE, why=text)
+
+
+def unread(wanted: Sequence[Target], why: str) -> Plan:
+    """It is not known for the moment."""
+    return _without(wanted, Reason.METRICS_UNAVAILABLE, f"The APIServices could not be read: {why}.")
 
 
 def _without(wanted: Sequence[Target], problem: Reason, why: str) -> Plan:

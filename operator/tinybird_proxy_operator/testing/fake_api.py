@@ -237,7 +237,7 @@ class FakeApi:
         raise _Refused(501, f"the fake has no {asked.method} of {asked.content_type} for {asked.path}")
 
     def _list(self, kind: str, namespace: str | None, query: dict[str, str]) -> Object:
-        if unknown := set(query) - {"labelSelector", "limit", "continue"}:
+        if unknown := set(query) - {"labelSelector", "limit", "continue", "resourceVersion"}:
             raise _Refused(501, f"the fake has no {sorted(unknown)}")
         if token := query.get("continue"):
             if token not in self._pages:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tinybird_proxy_operator.metrics_api.recent import Recent
+from tinybird_proxy_operator.recent import Recent
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 

@@ -1,0 +1,72 @@
+"""Connections of whoever: so many at once, and for so long, whatever comes over them."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+from tests.operator.metrics_apis import Running, running
+
+from tinybird_proxy_operator.metrics_api.connections import Limits
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connected(it: Running) -> Stream:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection("127.0.0.1", it.port, ssl=context)
+
+
+async def closed(stream: Stream) -> bool:
+    """Whether the server has ended it, by and by."""
+    try:
+        async with asyncio.timeout(5):
+            return await stream[0].read() == b""
+    except ConnectionError:
+        return True
+
+
+def close(*streams: Stream) -> None:
+    for _, writer in streams:
+        writer.transport.abort()
+
+
+async def test_there_are_so_many_and_one_more_is_closed_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=Limits(connections=3)) as it:
+        await it.until_registered()
+        kept = [await connected(it) for _ in range(3)]
+        more = await connected(it)
+        assert await closed(more)
+        close(kept[0], more)
+        while True:  # until the server has heard of it
+            try:
+                status, _ = await it.ask("/healthz")
+            except OSError:
+                continue
+            break
+        assert status == 200
+        close(*kept)
+
+
+async def test_one_over_which_no_whole_request_comes_in_time_is_closed(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=Limits(head_s=0.2)) as it:
+        await it.until_registered()
+        idle, slow = await connected(it), await connected(it)
+        slow[1].write(b"GET /healthz HTTP/1.1\r\nHost: ")
+        assert await closed(idle)
+        assert await closed(slow)
+        assert (await it.ask("/healthz"))[0] == 200
+        close(idle, slow)
+
+
+async def test_one_whose_answer_takes_too_long_is_closed(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=Limits(whole_s=0.0)) as it:
+        while True:  # until it has a certificate
+            try:
+                stream = await connected(it)
+            except OSError:
+                continue
+            break
+        stream[1].write(b"GET /apis HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer somebody\r\n\r\n")
+        assert await closed(stream)
+        close(stream)
