@@ -67,12 +67,14 @@ class Shrinks:
     _fell: dict[Key, Fall] = field(default_factory=dict)
     _stood_still: dict[Key, set[str]] = field(default_factory=dict)  # since a drain was given up
     _gave_up: dict[Key, tuple[datetime, Verdict]] = field(default_factory=dict)  # until the status says it
+    _dropped: dict[Key, Verdict] = field(default_factory=dict)  # likewise
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours."""
         self._fell.pop(key, None)
         self._stood_still.pop(key, None)
         self._gave_up.pop(key, None)
+        self._dropped.pop(key, None)
 
     async def look(self, key: Key, proxy: Proxy, live: Object | None, body: Object, *, wanted: int | None) -> Scaling:
         """Read the pods, and go one step towards ``wanted`` of them; None: as many as there are.
@@ -89,12 +91,11 @@ class Shrinks:
         pods, hindrance = await self._tell_pods(proxy, plan, found)
         fell = None
         if plan.falls:
+            await self._tell_fall(key, proxy, situation, plan, pods, hindrance)
             fell, refused = await self._let_fall(key, live, plan, pods)
             hindrance = hindrance or refused
             if fell is None:
                 plan = replace(plan, stage=Stage.DRAINING, replicas=situation.live)
-            elif letters := drains.dead_letters([pod for pod in pods if pod.name in plan.may_go]):
-                await self.events.tell(proxy, Reason.DEAD_LETTERS_DROPPED, letters.strip(), warning=True)
         said = shrink.verdict(situation, plan, pods, status, hindrance=hindrance)
         if plan.stage is Stage.GIVING_UP and said is not None:
             self._gave_up[key] = situation.now, said
@@ -102,10 +103,9 @@ class Shrinks:
             self._gave_up.pop(key, None)
         elif shrink.gave_up_at(status) is None:
             said = self._gave_up[key][1]
-        if said is not None and plan.stage in (Stage.DROPPING, Stage.GIVING_UP):
-            _log.warning("%s/%s: %s", proxy.namespace, proxy.name, said[2])
-            at = f"{situation.now:%Y-%m-%dT%H:%M:%SZ}"  # each time that it happens
-            await self.events.tell(proxy, said[1], said[2], warning=True, about=at)
+        said = self._with_dropped(key, plan, status, said)
+        if plan.stage is Stage.GIVING_UP and said is not None:
+            await self._warn(proxy, said, f"{situation.now:%Y-%m-%dT%H:%M:%SZ}")  # each time that it happens
         return Scaling(
             replicas=plan.replicas,
             deployment=fell or live,
@@ -193,20 +193,48 @@ class Shrinks:
             return replace(pod, labelled=False, draining_since=None, deletion_cost=0)
         return replace(pod, labelled=True, draining_since=since, deletion_cost=DELETION_COST)
 
+    async def _tell_fall(
+        self, key: Key, proxy: Proxy, situation: Situation, plan: Plan, pods: list[PodFacts], hindrance: str | None
+    ) -> None:
+        """What goes with the pods. Told before: the answer may be lost, and then the next look sees nothing of it."""
+        going = [pod for pod in pods if pod.name in plan.may_go]
+        if letters := drains.dead_letters(going):
+            await self.events.tell(proxy, Reason.DEAD_LETTERS_DROPPED, letters.strip(), warning=True)
+        self._dropped.pop(key, None)
+        said = shrink.verdict(situation, plan, pods, {}, hindrance=hindrance)
+        if plan.stage is Stage.DROPPING and said is not None:
+            self._dropped[key] = said
+            # Each drain once, however often the number has to be written.
+            since = min(pod.draining_since for pod in going if pod.draining_since is not None)
+            await self._warn(proxy, said, f"{since:%Y-%m-%dT%H:%M:%SZ}")
+
+    async def _warn(self, proxy: Proxy, said: Verdict, about: str) -> None:
+        _log.warning("%s/%s: %s", proxy.namespace, proxy.name, said[2])
+        await self.events.tell(proxy, said[1], said[2], warning=True, about=about)
+
+    def _with_dropped(self, key: Key, plan: Plan, status: Mapping[str, Any], said: Verdict | None) -> Verdict | None:
+        """``said``, or that rows were dropped, where nothing has happened since and no status says it yet."""
+        dropped = self._dropped.get(key)
+        if dropped is not None and (plan.stage is Stage.DRAINING or shrink.says(status, dropped)):
+            del self._dropped[key]
+        elif dropped is not None and plan.stage is Stage.IDLE:
+            return dropped
+        return said
+
     async def _let_fall(
         self, key: Key, live: Object, plan: Plan, pods: list[PodFacts]
     ) -> tuple[Object | None, str | None]:
         """The Deployment with fewer pods, if it is as it was read; or None, and what was in the way, if there was."""
         rows = {pod.name: None if pod.report is None else pod.report.rows for pod in pods if not pod.terminating}
+        self._fell[key] = Fall(plan.may_go, rows)  # before: any other error may be that of a number that was written
         try:
             fell = await self.kube.change(live, {"spec": {"replicas": plan.replicas}})
-        except (Conflict, NotFound):
-            return None, None
         except NamespaceTerminating:
             raise
-        except (Forbidden, Invalid) as refused:
-            return None, str(refused)
-        self._fell[key] = Fall(plan.may_go, rows)
+        except (Conflict, NotFound, Forbidden, Invalid) as refused:
+            del self._fell[key]
+            self._dropped.pop(key, None)
+            return None, str(refused) if isinstance(refused, (Forbidden, Invalid)) else None
         _log.info("%s has %d pods now; it may take %s", key, plan.replicas, ", ".join(sorted(plan.may_go)) or "none")
         return fell, None
 

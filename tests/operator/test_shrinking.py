@@ -481,6 +481,71 @@ async def test_rows_are_dropped_at_the_deadline_where_that_is_asked_and_are_coun
     assert cluster.condition("Draining") == ("False", "RowsDropped")
 
 
+@pytest.mark.parametrize("status", [500, 0])
+async def test_dropped_rows_are_told_if_the_answer_to_the_lower_number_is_lost(cluster: Scaled, status: int) -> None:
+    await with_rows_that_stay(cluster, "Drop")
+    cluster.api.fail(status, method="PATCH", path="/deployments/", done_first=True)
+    with pytest.raises(Unavailable):
+        await cluster.look()
+    assert cluster.replicas == 1
+    assert cluster.reasons() == ["RowsDropped"]
+    cluster.kubernetes()
+    await cluster.look()
+    assert cluster.condition("Draining") == ("False", "RowsDropped")
+    assert "1,200 rows are left in events-1-0, events-1-1." in cluster.message("Draining")
+    await cluster.turn()
+    assert cluster.condition("Draining") == ("False", "RowsDropped")
+    assert cluster.reasons() == ["RowsDropped"]
+
+
+async def test_dropped_rows_are_in_a_later_status_if_this_one_cannot_be_written(cluster: Scaled) -> None:
+    await with_rows_that_stay(cluster, "Drop")
+    cluster.api.fail(503, method="PATCH", path="/status", times=TRIES)
+    with pytest.raises(Unavailable):
+        await cluster.look()
+    cluster.kubernetes()
+    await cluster.look()
+    assert cluster.condition("Draining") == ("False", "RowsDropped")
+
+
+async def test_rows_that_were_not_dropped_after_all_are_in_no_status(cluster: Scaled) -> None:
+    await with_rows_that_stay(cluster, "Drop")
+    cluster.api.fail(500, method="PATCH", path="/deployments/")
+    with pytest.raises(Unavailable):
+        await cluster.look()
+    cluster.proxies.hold(0, 0, 0)
+    for _ in range(3):
+        await cluster.turn()
+    assert cluster.replicas == 1
+    assert "Draining" not in cluster.conditions()
+
+
+async def test_a_drop_that_meets_a_change_of_the_deployment_is_told_once(cluster: Scaled) -> None:
+    await with_rows_that_stay(cluster, "Drop")
+    cluster.api.fail(409, method="PATCH", path="/deployments/")
+    await cluster.look()
+    assert cluster.condition("Draining") == ("True", "ScalingDown")
+    await cluster.turn()
+    assert cluster.condition("Draining") == ("False", "RowsDropped")
+    assert cluster.reasons() == ["RowsDropped"]
+
+
+async def test_dead_letters_and_a_wrong_pod_are_told_if_the_answer_is_lost(cluster: Scaled) -> None:
+    await cluster.with_pods(0, 2, 300)
+    cluster.proxies.buffers[IPS[0]].dead_letters = 7
+    cluster.proxies.buffers[IPS[1]].dead_letters = cluster.proxies.buffers[IPS[2]].dead_letters = 9
+    cluster.scale(2)
+    await cluster.turn()
+    cluster.api.fail(500, method="PATCH", path="/deployments/", done_first=True)
+    with pytest.raises(Unavailable):
+        await cluster.look()
+    assert (cluster.replicas, cluster.reasons()) == (2, ["DeadLettersDropped"])
+    cluster.api.remove("Pod", C)
+    cluster.controllers()
+    await cluster.look()
+    assert cluster.reasons() == ["DeadLettersDropped", "WrongPodRemoved"]
+
+
 # What is in the way.
 
 

@@ -198,6 +198,12 @@ def _old_condition(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(found, {})
 
 
+def says(status: Mapping[str, Any], said: Verdict) -> bool:
+    """Whether the resource's last status has this condition."""
+    old = _old_condition(status)
+    return (old.get("status"), old.get("reason"), old.get("message")) == said
+
+
 def gave_up_at(status: Mapping[str, Any]) -> datetime | None:
     """When a drain was given up, as the resource's last status says."""
     old = _old_condition(status)
