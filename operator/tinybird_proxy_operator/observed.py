@@ -243,8 +243,10 @@ def read_report(body: bytes | bytearray) -> ProxyReport:
     said = msgspec.json.decode(body, type=_Status)
     buffer, token, candidate = said.buffer, said.tokens.tinybird, said.tokens.candidate
     stuck = [found for found in said.destinations if found.cause is not None and found.buffered_rows]
+    # A proxy that drains may promise rows of a first contact yet; only there are they counted too.
+    left = said.drain.rows_left if said.drain.draining else 0
     return ProxyReport(
-        rows=buffer.rows,
+        rows=max(buffer.rows, left),
         size_bytes=buffer.bytes,
         utilisation=buffer.utilisation,
         oldest_age_s=buffer.oldest_age_s,

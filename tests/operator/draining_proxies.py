@@ -11,7 +11,10 @@ from tests.operator.clusters import IPS, Proxies, report, stuck
 
 @dataclass(slots=True)
 class Buffer:
-    """A proxy that can be drained. ``stands_still``: what it holds is not delivered, and it says so."""
+    """A proxy that can be drained. ``stands_still``: what it holds is not delivered, and it says so.
+
+    ``not_promised``: rows of a first contact, besides.
+    """
 
     rows: int = 0
     draining: bool = False
@@ -20,6 +23,7 @@ class Buffer:
     stopping: bool = False
     stands_still: bool = True
     dead_letters: int = 0
+    not_promised: int = 0
     orders: int = 0
 
 
@@ -73,7 +77,7 @@ class Drainable(Proxies):
 
 
 def _state(buffer: Buffer) -> dict[str, bool | int]:
-    return {"draining": buffer.draining, "refusing": buffer.refusing, "rows_left": buffer.rows}
+    return {"draining": buffer.draining, "refusing": buffer.refusing, "rows_left": buffer.rows + buffer.not_promised}
 
 
 @asynccontextmanager

@@ -178,6 +178,13 @@ def test_a_proxy_says_whether_it_drains_refuses_and_delivers() -> None:
     assert (found.draining, found.refusing, found.delivered_rows_1m) == (True, True, 9)
 
 
+@pytest.mark.parametrize(("draining", "rows"), [(True, 7), (False, 2)])
+def test_a_proxy_that_drains_holds_the_rows_of_a_first_contact_too(draining: bool, rows: int) -> None:
+    drain = {"draining": draining, "refusing": draining, "rows_left": 7}
+    assert read({**report(rows=2), "drain": drain}).rows == rows
+    assert read({**report(rows=9), "drain": drain}).rows == 9
+
+
 def test_an_answer_about_a_drain_has_a_word_of_it() -> None:
     answer = b'{"draining": true, "refusing": false, "rows_left": 3, "seconds_to_drain": null}'
     assert read_drain(answer) == DrainState(draining=True, refusing=False, rows_left=3)

@@ -207,6 +207,18 @@ async def test_a_pod_that_kubernetes_counts_as_ready_is_not_let_go(cluster: Scal
     assert cluster.replicas == 2
 
 
+async def test_a_pod_that_may_promise_the_rows_of_a_first_contact_yet_is_not_let_go(cluster: Scaled) -> None:
+    await cluster.with_pods()
+    cluster.proxies.buffers[IPS[0]].not_promised = 4
+    cluster.scale(2)
+    for _ in range(4):
+        await cluster.turn()
+    assert (cluster.draining(), cluster.replicas) == ([A], 3)
+    cluster.proxies.buffers[IPS[0]].not_promised = 0
+    await cluster.turn()
+    assert cluster.pods() == [B, C]
+
+
 async def test_all_pods_drain_before_there_are_none(cluster: Scaled) -> None:
     await cluster.with_pods(1, 2, 3)
     cluster.scale(0)
