@@ -85,7 +85,7 @@ class Reconciler:
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
         self._rollouts = Rollouts(self.kube, self.events, self.settings, self.utc_now, self.now)
-        self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now)
+        self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now, self.now)
         self._autoscalers = Autoscalers(self.kube, self.settings, self.now)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now

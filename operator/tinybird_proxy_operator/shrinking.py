@@ -58,12 +58,14 @@ class Scaling:
 
 @dataclass(slots=True)
 class Shrinks:
-    """Of all resources. ``utc_now`` is the wall's clock."""
+    """Of all resources. ``utc_now`` is the wall's clock, ``now`` one in seconds that only goes forward."""
 
     kube: Kube
     pods: Pods
     events: Events
     utc_now: Callable[[], datetime]
+    now: Callable[[], float]
+    _labelled_at: dict[Key, dict[str, float]] = field(default_factory=dict)  # since when each victim is seen to be one
     _fell: dict[Key, Fall] = field(default_factory=dict)
     _stood_still: dict[Key, set[str]] = field(default_factory=dict)  # since a drain was given up
     _gave_up: dict[Key, tuple[datetime, Verdict]] = field(default_factory=dict)  # until the status says it
@@ -71,6 +73,7 @@ class Shrinks:
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours."""
+        self._labelled_at.pop(key, None)
         self._fell.pop(key, None)
         self._stood_still.pop(key, None)
         self._gave_up.pop(key, None)
@@ -89,6 +92,7 @@ class Shrinks:
         await self._tell_wrong(key, proxy, situation)
         plan = shrink.decide(situation)
         pods, hindrance = await self._tell_pods(proxy, plan, found)
+        self._labelled_for_s(key, pods)
         fell = None
         if plan.falls:
             await self._tell_fall(key, proxy, situation, plan, pods, hindrance)
@@ -142,7 +146,14 @@ class Shrinks:
             now=self.utc_now(),
             gave_up_at=gave_up_at,
             delivers_again=delivers_again,
+            labelled_for_s=self._labelled_for_s(key, pods),
         )
+
+    def _labelled_for_s(self, key: Key, pods: list[PodFacts]) -> dict[str, float]:
+        """For how long each victim is seen to be one. After a restart the count begins anew."""
+        now, known = self.now(), self._labelled_at.get(key, {})
+        self._labelled_at[key] = at = {pod.name: known.get(pod.name, now) for pod in pods if pod.labelled}
+        return {name: now - since for name, since in at.items()}
 
     async def _tell_pods(self, proxy: Proxy, plan: Plan, found: list[PodFacts]) -> tuple[list[PodFacts], str | None]:
         """Labels and drains as planned; the pods then, and what was in the way, as a sentence."""

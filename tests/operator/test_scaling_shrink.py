@@ -60,7 +60,9 @@ def absent(name: str, **changes: Any) -> PodFacts:
 def situation(*pods: PodFacts, wanted: int, **changes: Any) -> Situation:
     drain = changes.pop("drain", {})
     live = len([each for each in pods if not each.terminating])
+    since = {each.name: each.draining_since for each in pods if each.draining_since is not None}
     facts: dict[str, Any] = {"live": live, "generation_seen": True, "rolling": False, "now": NOW}
+    facts["labelled_for_s"] = {name: (NOW - at).total_seconds() for name, at in since.items()}
     return Situation(**{"wanted": wanted, "pods": pods, "drain": Drain(**drain), **facts, **changes})
 
 
@@ -481,6 +483,11 @@ class World:
             now=self.utc_now(),
             gave_up_at=at,
             delivers_again=again,
+            labelled_for_s={
+                each.name: (self.utc_now() - each.since).total_seconds()
+                for each in self.pods.values()
+                if each.since is not None
+            },
         )
 
     def utc_now(self) -> datetime:

@@ -558,6 +558,33 @@ async def test_dead_letters_and_a_wrong_pod_are_told_if_the_answer_is_lost(clust
     assert cluster.reasons() == ["DeadLettersDropped", "WrongPodRemoved"]
 
 
+async def test_a_deadline_is_counted_on_our_own_clock_whatever_another_operators_clock_wrote(cluster: Scaled) -> None:
+    await cluster.with_pods(500, 700, 5000)
+    cluster.scale(1, drain={"deadlineSeconds": 10, "onDeadline": "Drop"})
+    await cluster.turn()
+    for name in (A, B):
+        found = cluster.api.get("Pod", name)
+        annotations = {**found["metadata"]["annotations"], DRAINING_SINCE_ANNOTATION: "2025-12-31T00:00:00Z"}
+        cluster.api.put({**found, "metadata": {**found["metadata"], "annotations": annotations}})
+    for _ in range(9):
+        await cluster.turn()
+    assert cluster.replicas == 3
+    await cluster.turn()
+    assert cluster.replicas == 1
+
+
+async def test_another_operator_counts_the_deadline_anew(cluster: Scaled) -> None:
+    await cluster.with_pods(500, 700, 5000)
+    cluster.scale(1, drain={"deadlineSeconds": 10, "onDeadline": "Drop"})
+    await cluster.turn()
+    cluster.clock.seconds += 100
+    cluster.reconciler = cluster.operator()
+    await cluster.turn(seconds=10)
+    assert cluster.replicas == 3
+    await cluster.turn()
+    assert cluster.replicas == 1
+
+
 # What is in the way.
 
 

@@ -1,5 +1,6 @@
 """The simulation's pods as the operator sees them, for its decisions in ``scaling.shrink`` and ``scaling.throttle``."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -31,6 +32,11 @@ def seen(pod: Pod, now_s: float) -> PodFacts:
         deletion_cost=pod.deletion_cost,
         created_at=utc(pod.created_s),
     )
+
+
+def labelled_for_s(pods: Iterable[Pod], now_s: float) -> dict[str, float]:
+    """For how long each victim has been one."""
+    return {pod.name: now_s - pod.labelled_at_s for pod in pods if pod.labelled_at_s is not None}
 
 
 def _report(pod: Pod, now_s: float) -> ProxyReport:

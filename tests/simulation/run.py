@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from tests.simulation.curves import sampled
-from tests.simulation.decided import seen, utc
+from tests.simulation.decided import labelled_for_s, seen, utc
 from tests.simulation.hpa import Autoscaler, PodsMetric, PodState
 from tests.simulation.outcome import Outcome
 from tests.simulation.pods import Deployment, Pod
@@ -180,6 +180,7 @@ class Simulation:
                 now=utc(now_s),
                 gave_up_at=self._gave_up_at,
                 delivers_again=again,
+                labelled_for_s=labelled_for_s(self._pods, now_s),
             )
         )
         self._replicas = plan.replicas

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from tests.simulation.decided import seen, utc
+from tests.simulation.decided import labelled_for_s, seen, utc
 from tests.simulation.pods import Pod
 from tests.simulation.proxy import Proxy, ProxyModel
 from tests.simulation.tinybird import Tinybird, Upstream, Window
@@ -40,6 +40,7 @@ def plan(pods: Sequence[Pod], *, wanted: int, now_s: float = NOW_S) -> Plan:
             pods=[seen(one, now_s) for one in pods],
             drain=Drain(),
             now=utc(now_s),
+            labelled_for_s=labelled_for_s(pods, now_s),
         )
     )
 

@@ -20,7 +20,7 @@ controller may not have told it yet that they may stay. It would take rows along
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -53,7 +53,8 @@ class Situation:
     """What decides. ``live``: ``spec.replicas`` of the Deployment; ``pods``: read after it, with their ReplicaSets.
 
     ``rolling``: pods of another template are left. ``gave_up_at``: when a drain was given up, if that was the last
-    that was heard of it. ``delivers_again``: a pod has begun to deliver since then.
+    that was heard of it. ``delivers_again``: a pod has begun to deliver since then. ``labelled_for_s``: for how long
+    each victim is seen to be one, by its name, on a clock that only goes forward.
     """
 
     wanted: int
@@ -65,6 +66,7 @@ class Situation:
     now: datetime
     gave_up_at: datetime | None = None
     delivers_again: bool = False
+    labelled_for_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def active(self) -> list[PodFacts]:
@@ -185,9 +187,12 @@ def _may_return(s: Situation, pod: PodFacts) -> bool:
 
 
 def is_overdue(s: Situation, victims: Sequence[PodFacts]) -> bool:
-    """Whether one of them drains for longer than it may."""
-    began = [pod.draining_since for pod in victims if pod.labelled and pod.draining_since is not None]
-    return bool(began) and s.now - min(began) >= timedelta(seconds=s.drain.deadline_seconds)
+    """Whether one of them drains for longer than it may.
+
+    ``draining_since`` does not decide: another operator's clock may have written it, and rows would be dropped early.
+    """
+    waits_s = [s.labelled_for_s.get(pod.name, 0.0) for pod in victims if pod.labelled]
+    return max(waits_s, default=0.0) >= s.drain.deadline_seconds
 
 
 # What is remembered.
