@@ -111,7 +111,7 @@ class Reconciler:
             return await self._delete(key, body)
         if body is None or controller_class != self.settings.controller_class:
             self._forget(key)
-            return None if body is None else await self._let_go(body)
+            return None if body is None else await self._let_go(key, body)
         if self._ending.get(key) == body["metadata"]["uid"]:
             return None
         try:
@@ -130,7 +130,7 @@ class Reconciler:
             observed = await self._observe(proxy, problems, await self._deployment(proxy))
             return await self._report(key, proxy, body, replace(observed, uses_own_token=None))
         if proxy.spec.management_state == "Unmanaged":
-            if await self._let_go(body) is not None:
+            if await self._let_go(key, body) is not None:
                 return 0.0
             self._applied.pop(key, None)
             observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
@@ -154,9 +154,11 @@ class Reconciler:
         self._autoscalers.forget(key)
         self.deletions.forget(key)
 
-    async def _let_go(self, body: Object) -> float | None:
+    async def _let_go(self, key: Key, body: Object) -> float | None:
         """Nothing of ours keeps the resource; 0.0: it has changed since it was read."""
         try:
+            if deletion.is_held(body, self.settings.controller_class):
+                await self._shrinks.let_go(key, body)
             await self.deletions.let_go(body)
         except Conflict:
             return 0.0
@@ -167,7 +169,11 @@ class Reconciler:
         self._rollouts.forget(key)
         if (body.get("spec") or {}).get("controllerClass", "") != self.settings.controller_class:
             self._forget(key)
-            return await self._let_go(body)
+            return await self._let_go(key, body)
+        if deletion.at_once(body) is deletion.Release.ORPHANED and deletion.is_held(
+            body, self.settings.controller_class
+        ):
+            await self._shrinks.let_go(key, body)
         try:
             proxy, problems = parse(body), []
         except SpecError as error:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tinybird_proxy_operator import drains
 from tinybird_proxy_operator.children import is_ours
-from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound
+from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.names import (
@@ -26,12 +26,14 @@ from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.scaling import shrink
 from tinybird_proxy_operator.scaling.shrink import DELETION_COST, Fall, Plan, Situation, Stage, Verdict
-from tinybird_proxy_operator.spec import Proxy
+from tinybird_proxy_operator.spec import Proxy, parse
 from tinybird_proxy_operator.workloads import read_pods
 
 # How soon to look again: while pods drain, and while it is waited for pods that deliver again.
 DRAINING_S: Final = 1.0
 RESTING_S: Final = 2.0
+# So often pods are read and told to serve again before they are left as they are.
+_LETTING_GO_MAX: Final = 3
 _log = logging.getLogger("tinybird_proxy_operator")
 
 
@@ -118,6 +120,31 @@ class Shrinks:
             fell=fell is not None,
             again_s=_again_s(situation, plan, pods),
         )
+
+    async def let_go(self, key: Key, body: Object) -> None:
+        """The operator leaves the workload alone from here on: who drains serves again, or would refuse rows for good.
+
+        Only victims: others are somebody's. What cannot be done is logged, and keeps nobody waiting.
+        """
+        victims: set[str] = set()
+        try:
+            proxy = parse({**body, "spec": {}})
+            for _ in range(_LETTING_GO_MAX):
+                live = await self.kube.find("Deployment", key.namespace, key.name)
+                if live is None or not is_ours(live, proxy):
+                    break
+                found = await read_pods(self.kube, self.pods, proxy, live)
+                victims |= {pod.name for pod in found if pod.labelled}
+                plan = shrink.decide(self._situation(key, proxy, live, found, {}, None))
+                plan = replace(plan, cancel=tuple(name for name in plan.cancel if name in victims))
+                pods, hindrance = await self._tell_pods(proxy, plan, found)
+                if not (left := [pod.name for pod in pods if pod.name in victims and _drains(pod)]):
+                    break
+            else:
+                _log.warning("%s is let go while %s drain: %s", key, ", ".join(left), hindrance or "they may go yet.")
+        except (Forbidden, NotFound, SpecError) as refused:
+            _log.warning("%s is let go, and pods may drain on: %s", key, refused)
+        self.forget(key)
 
     def _situation(
         self,
@@ -262,10 +289,13 @@ class Shrinks:
             await self.events.tell(proxy, Reason.WRONG_POD_REMOVED, message, warning=True, about=about)
 
 
+def _drains(pod: PodFacts) -> bool:
+    return not pod.terminating and (pod.labelled or (pod.report is not None and pod.report.draining))
+
+
 def _again_s(situation: Situation, plan: Plan, pods: list[PodFacts]) -> float:
     if plan.stage is Stage.RESTING:
         return RESTING_S
-    drains_go_on = any((pod.labelled or (pod.report and pod.report.draining)) and not pod.terminating for pod in pods)
-    if drains_go_on or plan.stage is not Stage.IDLE or situation.wanted < plan.replicas:
+    if any(map(_drains, pods)) or plan.stage is not Stage.IDLE or situation.wanted < plan.replicas:
         return DRAINING_S
     return float("inf")
