@@ -385,7 +385,21 @@ def test_the_notes_name_the_next_command() -> None:
     assert example == minimal
 
 
-def test_the_notes_show_the_rule_for_prometheus_adapter_unless_the_operator_serves_the_figures_itself() -> None:
-    rule = notes({}).partition("PrometheusAdapter:\n")[2]
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "For spec.autoscaling set metricsAPI.enabled, or give"),
+        ({"metricsAPI": {"enabled": True}}, "Where another server of custom.metrics.k8s.io is registered already"),
+        (
+            {"watchNamespaces": ["a"], "crds": {"enabled": False}},
+            "the metrics API of this chart is not for watchNamespaces",
+        ),
+    ],
+)
+def test_the_notes_show_the_rule_for_prometheus_adapter_and_when_it_is_needed(
+    values: dict[str, Any], sentence: str
+) -> None:
+    said = notes(values)
+    assert sentence in said
+    rule = said[said.index("- seriesQuery") :]
     assert yaml.safe_load(rule) == [yaml.safe_load(adapter_rule(TARGETS))]
-    assert "seriesQuery" not in notes({"metricsAPI": {"enabled": True}})

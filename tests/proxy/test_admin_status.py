@@ -132,6 +132,18 @@ async def test_a_scaler_hears_that_rows_pile_up_and_that_tinybird_throttles() ->
         assert 0 <= status["cpu_percent"] <= 800
 
 
+@pytest.mark.looptime
+async def test_a_scaler_hears_nothing_of_rows_that_wait_for_a_person() -> None:
+    async with running_world(BUFFER_SIZE="10", BATCH_SIZE="10", FLUSH_INTERVAL="10ms") as world:
+        await post(world.port, "name=hits&wait=true", b"{}\n{}")
+        world.tinybird.set_faults(Fault(status=403))
+        await post(world.port, body=b"{}\n" * 3)
+        await until(lambda: [each["state"] for each in world.status()["destinations"]] == ["held"])
+        await asyncio.sleep(BACKLOG_LEAST_AGE_S)
+        status = await _status(world)
+        assert (status["buffer"]["rows"], status["drain_time_s"]) == (3, 0)
+
+
 async def test_the_destination_with_most_rows_comes_first_and_each_says_what_holds_it_up() -> None:
     settings = {"tokens": (TokenEntry("one"), TokenEntry("two"))}
     async with running_world(settings, TINYBIRD_TOKEN=None, **LATER) as world:

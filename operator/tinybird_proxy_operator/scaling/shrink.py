@@ -280,6 +280,8 @@ def verdict(
             return "False", reason, str(before["message"])
     if going := [pod for pod in pods if pod.labelled and not pod.terminating]:
         return "True", Reason.SCALING_DOWN, f"{_names(going)} go in a moment, or serve again."
+    if plan.stage is Stage.IDLE and s.generation_seen and s.rolling and s.wanted < s.live:
+        return "False", Reason.ROLLING_OUT, f"Not scaled down from {s.live} to {s.wanted} yet: a rollout goes first."
     return None
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tinybird_proxy import __version__, health
+from tinybird_proxy.pacing import State
 from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.server.availability import Availability
 from tinybird_proxy.server.events import Gate
@@ -73,6 +74,8 @@ class Reporter:
         pipeline, capacity = self.pipeline, self.pipeline.limits.capacity
         held, meters = pipeline.surroundings.buffer.occupancy, pipeline.surroundings.meters
         rows, oldest_age_s, now = pipeline.buffered_rows(), pipeline.oldest_age_s(), self.now()
+        # What is held waits for a person, and no other proxy would deliver it sooner.
+        moving = [facts for facts in pipeline.facts() if facts.state is not State.HELD]
         return Snapshot(
             version=__version__,
             instance=pipeline.surroundings.upstream.instance,
@@ -92,8 +95,8 @@ class Reporter:
             oldest_age_s=oldest_age_s,
             seconds_to_drain=pipeline.seconds_to_drain(),
             drain_time_s=drain_time_s(
-                rows,
-                oldest_age_s,
+                sum(facts.buffered_rows for facts in moving),
+                max((facts.oldest_age_s or 0.0 for facts in moving), default=None),
                 flush_interval_s=pipeline.surroundings.limits.flush_interval_s,
                 delivered_per_s=meters.recent_delivered.per_second(now),
             ),

@@ -120,7 +120,7 @@ def _for_scalers(s: Snapshot) -> Iterator[Metric]:
     """In whole numbers, with ``buffer_rows``: what a HorizontalPodAutoscaler may aim at."""
     text = "The fuller of rows and bytes, in percent of its capacity, rounded up."
     yield _gauge("buffer_utilization_percent", text, s.utilization_percent)
-    text = "Time to empty the buffer at the last minute's rate, at most an hour; 0 until a row has waited for 10 s."
+    text = "Time to deliver what is not held at the last minute's rate, at most an hour; 0 until a row waited 10 s."
     yield _gauge("drain_time_seconds", text, s.drain_time_s)
     text = "CPU time of the process over the last 15 s, in percent of one core, rounded up."
     yield _gauge("cpu_percent", text, s.meters.cpu.percent())
