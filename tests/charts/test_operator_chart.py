@@ -396,9 +396,7 @@ def test_the_notes_name_the_next_command() -> None:
         ),
     ],
 )
-def test_the_notes_show_the_rule_for_prometheus_adapter_and_when_it_is_needed(
-    values: dict[str, Any], sentence: str
-) -> None:
+def test_the_notes_show_the_rule_for_prometheus_adapter_and_when_it_is_needed(values: Object, sentence: str) -> None:
     said = notes(values)
     assert sentence in said
     rule = said[said.index("- seriesQuery") :]
