@@ -1,10 +1,12 @@
 """Pods are replaced under load, and no row that was taken is lost."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from tests.e2e.kubectl import Namespace, token_secret, until
+from tests.e2e.kubectl import Namespace, run, token_secret, until
 
 
 def _evict(namespace: Namespace, pod: str) -> str:
@@ -70,6 +72,16 @@ def test_a_changed_template_is_held_back_while_tinybird_is_down_and_nothing_is_l
     assert namespace.rows() == ["a", "b", "c"]
 
 
+@contextmanager
+def _node_for_changed_pods(namespace: Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A label that no node has, and what gives it to all; none has it afterwards."""
+    label = f"tinybird-proxy.io/{namespace.name}"
+    try:
+        yield label, lambda: print(run("kubectl", "label", "nodes", "--all", f"{label}=yes"))
+    finally:
+        run("kubectl", "label", "nodes", "--all", f"{label}-")
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_an_outage_half_way_through_a_rollout_stops_it_and_the_old_pods_keep_their_rows(
     namespace: Namespace, replicas: int
@@ -77,19 +89,20 @@ def test_an_outage_half_way_through_a_rollout_stops_it_and_the_old_pods_keep_the
     namespace.apply(token_secret(), namespace.forwarding_to_tinybird(replicas=replicas))
     namespace.wait_ready()
     old = set(namespace.pods())
-    namespace.patch("tinybirdproxy", "events", {"spec": {"pod": {"annotations": {"example.com/changed": "yes"}}}})
-    until("the first new pod", lambda: set(namespace.pods()) - old)
-    namespace.faults({"status": 503})
-    ids = [f"kept-{number}" for number in range(20)]
-    namespace.spread(*ids)
-    message = namespace.until_condition("Progressing", "False", "RolloutHeld", timeout_s=40)
-    print(message)
-    [new] = until("the new pod is ready", lambda: _ready_but(namespace, old), timeout_s=40)
-    assert old < set(namespace.pods()), f"{old} became {namespace.pods()}"
-    namespace.faults()
-    namespace.until_condition("Progressing", "False", "UpToDate", timeout_s=90)
-    assert new in namespace.pods()
-    assert not old & set(namespace.pods())
+    with _node_for_changed_pods(namespace) as (label, let_them_start):
+        namespace.patch("tinybirdproxy", "events", {"spec": {"pod": {"nodeSelector": {label: "yes"}}}})
+        until("the first new pod, which has no node", lambda: set(namespace.pods()) - old)
+        namespace.faults({"status": 503})
+        ids = [f"kept-{number}" for number in range(20)]
+        namespace.spread(*ids)
+        message = namespace.until_condition("Progressing", "False", "RolloutHeld", timeout_s=60)
+        print(message)
+        let_them_start()
+        until("the new pod is ready", lambda: _ready_but(namespace, old), timeout_s=40)
+        assert old < set(namespace.pods()), f"{old} became {namespace.pods()}"
+        namespace.faults()
+        namespace.until_condition("Progressing", "False", "UpToDate", timeout_s=90)
+        assert not old & set(namespace.pods())
     namespace.until_arrived(*ids)
 
 
