@@ -31,9 +31,16 @@ UPGRADED_ANNOTATION: Final = f"{GROUP}/upgraded-to"
 ROLL_ANNOTATION: Final = f"{GROUP}/roll"
 # On a resource: `now` lets it be deleted with what its pods hold.
 DELETE_ANNOTATION: Final = f"{GROUP}/delete"
+# On a pod or a namespace: which resource of the pod's namespace its sidecar comes from, or that there is to be none.
+INJECT_LABEL: Final = f"{GROUP}/inject"
+INJECT_OFF: Final = "false"
+# On a pod that got one: from which resource, and as it was rendered then.
+INJECTED_LABEL: Final = f"{GROUP}/injected"
+SIDECAR_HASH_ANNOTATION: Final = f"{GROUP}/sidecar-hash"
 APP: Final = "tinybird-proxy"
 
 CONTAINER: Final = "proxy"
+SIDECAR_CONTAINER: Final = "tinybird-proxy"
 EVENTS_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
 EVENTS_PORT_NAME: Final = "events"
