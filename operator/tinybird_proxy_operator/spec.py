@@ -6,7 +6,7 @@ The CRD's schema has refused most of what is wrong before; what it cannot say is
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,11 +15,28 @@ from tinybird_proxy_operator.errors import SpecError
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti)?")
-# What a proxy needs beside its buffer: below it the kernel ends it, and with it what is buffered.
-MEMORY_HEADROOM_BYTES = 384 * 2**20
-MEMORY_HEADROOM_LEAST_BYTES = 256 * 2**20
 DRAIN_DELAY_S = 5
 GRACE_MARGIN_S = 10
+Mode = Literal["Deployment", "Sidecar"]
+
+
+class Headroom(msgspec.Struct, frozen=True):
+    """Memory that a proxy needs beside its buffer: below ``least`` the kernel would end it, and what is buffered."""
+
+    default_bytes: int
+    least_bytes: int
+
+
+MEMORY_HEADROOM: Final[Mapping[Mode, Headroom]] = {
+    "Deployment": Headroom(default_bytes=384 * 2**20, least_bytes=256 * 2**20),
+    "Sidecar": Headroom(default_bytes=192 * 2**20, least_bytes=128 * 2**20),
+}
+# What differs for a proxy that is a guest in an app's pod. 20 s, with GRACE_MARGIN_S, is the grace period that
+# Kubernetes gives a pod by default.
+SIDECAR_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "buffer": {"maxRows": 100_000, "maxSize": "64Mi"},
+    "drain": {"shutdownTimeoutSeconds": 20},
+}
 
 
 class _Struct(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -57,7 +74,7 @@ class Batch(_Struct, frozen=True):
 
 
 class Buffer(_Struct, frozen=True):
-    """What one pod holds until Tinybird has answered."""
+    """What one proxy holds until Tinybird has answered. Defaults: mode Deployment's, see ``SIDECAR_DEFAULTS``."""
 
     max_rows: int = 1_000_000
     max_size: str | int = "512Mi"
@@ -136,6 +153,22 @@ class Ingress(_Struct, frozen=True):
     annotations: dict[str, str] = {}
 
 
+class SidecarPorts(_Struct, frozen=True):
+    """The ports that a sidecar takes in an app's pod."""
+
+    events: int = 18000  # 8000 and 8001 are many an app's own
+    admin: int = 18001
+
+
+class Sidecar(_Struct, frozen=True):
+    """How the container comes into apps' pods."""
+
+    ports: SidecarPorts = SidecarPorts()
+    set_url: Literal["Enabled", "Disabled"] = msgspec.field(default="Enabled", name="setURL")
+    grace_period: Literal["Check", "Raise"] = "Check"
+    rollout: Literal["Manual", "Evict"] = "Manual"
+
+
 class Pod(_Struct, frozen=True):
     """What of the pods may be chosen: a bounded list, no raw template."""
 
@@ -153,7 +186,7 @@ class Pod(_Struct, frozen=True):
 class ProxySpec(_Struct, frozen=True):
     """``spec`` of a TinybirdProxy."""
 
-    mode: Literal["Deployment"] = "Deployment"
+    mode: Mode = "Deployment"
     management_state: Literal["Managed", "Unmanaged"] = "Managed"
     controller_class: str = ""
     image: str | None = None
@@ -172,6 +205,7 @@ class ProxySpec(_Struct, frozen=True):
     network_policy: NetworkPolicy = NetworkPolicy()
     pod_disruption_budget: PodDisruptionBudget = PodDisruptionBudget()
     ingress: Ingress = Ingress()
+    sidecar: Sidecar = Sidecar()
     pod: Pod = Pod()
     preflight: Literal["Enabled", "Disabled"] = "Enabled"
 
@@ -193,7 +227,7 @@ def parse(body: Mapping[str, Any]) -> Proxy:
     """Read a resource as the API server gives it. Raises ``SpecError``."""
     metadata = body["metadata"]
     try:
-        spec = msgspec.convert(body.get("spec") or {}, ProxySpec)
+        spec = msgspec.convert(_with_mode_defaults(body.get("spec") or {}), ProxySpec)
     except msgspec.ValidationError as error:
         raise SpecError([f"spec: {error}"]) from error
     return Proxy(
@@ -206,6 +240,17 @@ def parse(body: Mapping[str, Any]) -> Proxy:
         deleting="deletionTimestamp" in metadata,
         spec=spec,
     )
+
+
+def _with_mode_defaults(spec: Any) -> Any:
+    """``spec`` as it was given, with what is absent and is not mode Deployment's default."""
+    if not isinstance(spec, Mapping) or spec.get("mode") != "Sidecar":
+        return spec
+    filled = dict(spec)
+    for part, defaults in SIDECAR_DEFAULTS.items():
+        given = spec.get(part, {})
+        filled[part] = {**defaults, **given} if isinstance(given, Mapping) else given
+    return filled
 
 
 def quantity_bytes(quantity: str | int, *, field: str) -> int:

@@ -12,7 +12,7 @@ from tests.charts.rendering import OPERATOR, ROOT, Object, objects, one, render
 from tinybird_proxy_operator import checks, names, settings
 from tinybird_proxy_operator.manifests import Desired, build
 from tinybird_proxy_operator.manifests.environment import ALLOWED, ALLOWED_PATTERN, RESERVED
-from tinybird_proxy_operator.spec import ProxySpec, parse
+from tinybird_proxy_operator.spec import SIDECAR_DEFAULTS, ProxySpec, parse
 
 CRD_FILE = OPERATOR / "files" / "crd.yaml"
 [CRD] = objects(CRD_FILE.read_text())
@@ -21,6 +21,10 @@ SCHEMA = VERSION["schema"]["openAPIV3Schema"]
 SPEC, STATUS = SCHEMA["properties"]["spec"], SCHEMA["properties"]["status"]
 # Their values are pod parts, checked by the schema alone; spec.py takes them as they are.
 PARTS = {"pod.resources", "pod.affinity"}
+# Pod parts that the operator writes, and that the API server checks when they come into a pod.
+RENDERED = {f".status.sidecar.{field}" for field in ("container", "guaranteedResources", "volumes[]")}
+# They depend on the mode, which the schema's defaults cannot.
+BY_MODE = {f"{part}.{field}" for part, fields in SIDECAR_DEFAULTS.items() for field in fields}
 
 
 def walk(schema: Object, path: str) -> Iterator[tuple[str, Object]]:
@@ -75,7 +79,7 @@ def test_nothing_is_without_a_type_or_a_bound() -> None:
     for path, schema in PLACES:
         kind = schema.get("type")
         assert kind or schema.get("x-kubernetes-int-or-string"), path
-        assert "x-kubernetes-preserve-unknown-fields" not in schema, path
+        assert ("x-kubernetes-preserve-unknown-fields" in schema) == (path in RENDERED), path
         bounded = {
             "array": "maxItems" in schema,
             "integer": "minimum" in schema or path.endswith("tolerationSeconds"),
@@ -108,7 +112,10 @@ def test_replicas_has_no_default_and_is_related_to_nothing() -> None:
     assert "default" not in SPEC["properties"]["replicas"]
     rules = [rule["rule"] for _, schema in PLACES for rule in schema.get("x-kubernetes-validations", [])]
     assert len(rules) > 20
-    assert not [rule for rule in rules if re.search(r"\breplicas\b", rule)]
+    # But to the mode: a sidecar has no pods that anybody could scale.
+    assert [rule for rule in rules if re.search(r"\breplicas\b", rule)] == [
+        "self.mode != 'Sidecar' || !has(self.replicas)"
+    ]
 
 
 def test_every_rule_says_what_is_wrong_in_words() -> None:
@@ -163,6 +170,11 @@ def _compare(struct: type[msgspec.Struct], schema: Object, path: str) -> None:
         if kind is not None:
             assert inner["type"] == "object", where
             _compare(kind, inner, where)
+        elif where in BY_MODE:
+            part, _, key = where.partition(".")
+            defaults = f"Default: {field.default}, in mode Sidecar {SIDECAR_DEFAULTS[part][key]}"
+            assert "default" not in inner, where
+            assert defaults in inner["description"], where
         elif field.default is not msgspec.NODEFAULT and field.default is not None:
             assert inner["default"] == field.default, where
         else:

@@ -20,7 +20,11 @@ KUBERNETES_OWN: Final = (
 OURS: Final = [(path, schema) for path, schema in PLACES if path and not path.startswith(KUBERNETES_OWN)]
 # What an integer counts, at the end of its name; the others are Kubernetes' words for a number of something.
 UNITS: Final = ("Seconds", "Milliseconds", "Rows", "rows", "Percent", "replicas", "Replicas", "port")
-COUNTS: Final = {"RowsPerPod", "podsCurrent", "podsTotal", "podsUnknown", "observedGeneration", "maxUnavailable"}
+COUNTS: Final = {
+    *("RowsPerPod", "podsCurrent", "podsTotal", "podsUnknown", "observedGeneration", "maxUnavailable"),
+    *("ports.events", "ports.admin"),
+    *(f"sidecars.{state}" for state in ("injected", "stale", "missed", "refused", "unknown")),
+}
 
 
 def _name(path: str) -> str:

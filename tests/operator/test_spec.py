@@ -46,7 +46,7 @@ def test_every_field_is_read_under_its_kubernetes_name() -> None:
     ("spec", "field"),
     [
         ({"batch": {"maxRows": "many"}}, "$.batch.maxRows"),
-        ({"mode": "Sidecar"}, "$.mode"),
+        ({"mode": "StatefulSet"}, "$.mode"),
         ({"tinybird": {"tokenSecretRef": {}}}, "name"),
     ],
 )

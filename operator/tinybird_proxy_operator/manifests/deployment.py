@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from tinybird_proxy_operator import names
 from tinybird_proxy_operator.errors import SpecError
-from tinybird_proxy_operator.manifests import environment, pod_resources
+from tinybird_proxy_operator.manifests import container, environment, pod_resources
 from tinybird_proxy_operator.manifests.desired import Desired, Manifest, metadata
 from tinybird_proxy_operator.spec import GRACE_MARGIN_S, Pod
 
-USER_ID: Final = 10001
 _RESERVED_LABELS: Final = (
     names.NAME_LABEL,
     names.INSTANCE_LABEL,
@@ -87,10 +86,10 @@ def pod_template(desired: Desired) -> Manifest:
             "terminationGracePeriodSeconds": proxy.spec.drain.shutdown_timeout_seconds + GRACE_MARGIN_S,
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": USER_ID,
-                "runAsGroup": USER_ID,
+                "runAsUser": container.USER_ID,
+                "runAsGroup": container.USER_ID,
                 # Secret files are root's; this group may read them, and nobody else.
-                "fsGroup": USER_ID,
+                "fsGroup": container.USER_ID,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             **{field: value for field, value in scheduling.items() if value},
@@ -116,36 +115,17 @@ def _container(desired: Desired, mounts: list[dict[str, Any]]) -> dict[str, Any]
     spec = desired.proxy.spec
     return {
         "name": names.CONTAINER,
-        "image": spec.image or desired.settings.proxy_image,
-        "imagePullPolicy": spec.image_pull_policy or desired.settings.proxy_image_pull_policy,
+        **container.image(desired),
         "env": environment.container_env(desired),
-        "ports": [
-            {"name": names.EVENTS_PORT_NAME, "containerPort": names.EVENTS_PORT, "protocol": "TCP"},
-            {"name": names.ADMIN_PORT_NAME, "containerPort": names.ADMIN_PORT, "protocol": "TCP"},
-        ],
+        "ports": container.ports(spec, names.EVENTS_PORT_NAME, names.ADMIN_PORT_NAME),
         "resources": pod_resources.resources(spec),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "startupProbe": _probe("/livez", period_s=1, failures=60, timeout_s=1),
+        "securityContext": dict(container.SECURITY_CONTEXT),
+        "startupProbe": container.startup_probe(names.ADMIN_PORT_NAME),
         # A draining pod leaves the Service at once. An event loop may be busy for a second without being unready.
-        "readinessProbe": _probe("/readyz", period_s=2, failures=1, timeout_s=2),
-        # A restart loses what is buffered, so it takes half a minute without one answer.
-        "livenessProbe": _probe("/livez", period_s=10, failures=4, timeout_s=5),
-        # The proxy writes its last words itself; the log's end stands in where it could not start at all.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "readinessProbe": container.probe("/readyz", names.ADMIN_PORT_NAME, period_s=2, failures=1, timeout_s=2),
+        "livenessProbe": container.liveness_probe(names.ADMIN_PORT_NAME),
+        "terminationMessagePolicy": container.TERMINATION_MESSAGE_POLICY,
         "volumeMounts": mounts,
-    }
-
-
-def _probe(path: str, *, period_s: int, failures: int, timeout_s: int) -> dict[str, Any]:
-    return {
-        "httpGet": {"path": path, "port": names.ADMIN_PORT_NAME, "scheme": "HTTP"},
-        "periodSeconds": period_s,
-        "failureThreshold": failures,
-        "timeoutSeconds": timeout_s,
     }
 
 

@@ -14,6 +14,7 @@ from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.manifests.desired import Desired
 from tinybird_proxy_operator.spec import DRAIN_DELAY_S, Autoscaling, ProxySpec, quantity_bytes
 
+LOOPBACK: Final = "127.0.0.1"
 TOKEN_FILE_NAME: Final = "token"  # noqa: S105 - a file's name
 ACCEPTED_FILE_NAME: Final = "accepted"
 _OPTIONS: Final = {option.field: option for option in OPTIONS}
@@ -30,22 +31,42 @@ def has_own_token(spec: ProxySpec) -> bool:
 
 
 def checks_clients(spec: ProxySpec) -> bool:
-    """Whether clients must show a token of ours: wherever Tinybird does not judge theirs."""
-    return has_own_token(spec) or spec.clients.token_secret_ref is not None
+    """Whether clients must show a token of ours: wherever Tinybird does not judge theirs. On localhost nobody must."""
+    return not is_sidecar(spec) and (has_own_token(spec) or spec.clients.token_secret_ref is not None)
 
 
-def _all_addresses(spec: ProxySpec) -> str:
-    # The admin port too: kubelet's probes and the operator do not come from inside the pod.
+def is_sidecar(spec: ProxySpec) -> bool:
+    """Whether the proxy is a container in apps' pods."""
+    return spec.mode == "Sidecar"
+
+
+def events_port(spec: ProxySpec) -> int:
+    """Where rows come in."""
+    return spec.sidecar.ports.events if is_sidecar(spec) else names.EVENTS_PORT
+
+
+def admin_port(spec: ProxySpec) -> int:
+    """Where probes and the operator ask."""
+    return spec.sidecar.ports.admin if is_sidecar(spec) else names.ADMIN_PORT
+
+
+def _admin_host(spec: ProxySpec) -> str:
+    # A sidecar's too: kubelet's probes and the operator do not come from inside the pod.
     return "0.0.0.0"  # noqa: S104
+
+
+def _host(spec: ProxySpec) -> str:
+    return LOOPBACK if is_sidecar(spec) else "0.0.0.0"  # noqa: S104
 
 
 # The option's field in `config`, the spec's field it comes from ("": the operator's own choice), and its value.
 _SETTINGS: Final[tuple[tuple[str, str, Callable[[ProxySpec], str | None]], ...]] = (
-    ("port", "", lambda spec: str(names.EVENTS_PORT)),
-    ("host", "", _all_addresses),
-    ("admin_port", "", lambda spec: str(names.ADMIN_PORT)),
-    ("admin_host", "", _all_addresses),
-    ("admin_token_file", "", lambda spec: f"{names.ADMIN_DIR}/{TOKEN_FILE_NAME}"),
+    ("port", "", lambda spec: str(events_port(spec))),
+    ("host", "", _host),
+    ("admin_port", "", lambda spec: str(admin_port(spec))),
+    ("admin_host", "", _admin_host),
+    # Nobody tells a sidecar to drain. Without a token the port's actions are for who is in the pod.
+    ("admin_token_file", "", lambda spec: None if is_sidecar(spec) else f"{names.ADMIN_DIR}/{TOKEN_FILE_NAME}"),
     ("tinybird_url", "tinybird.url", lambda spec: spec.tinybird.url),
     (
         "tinybird_token_file",
@@ -66,7 +87,8 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[ProxySpec], str | None]], ...]]
     ),
     ("buffer_size", "buffer.maxRows", lambda spec: str(spec.buffer.max_rows)),
     ("buffer_bytes", "buffer.maxSize", lambda spec: _plain_bytes(spec.buffer.max_size, "spec.buffer.maxSize")),
-    ("drain_delay_s", "", lambda spec: f"{DRAIN_DELAY_S}s"),
+    # The apps of a sidecar's pod have ended when it is told to stop.
+    ("drain_delay_s", "", lambda spec: f"{0 if is_sidecar(spec) else DRAIN_DELAY_S}s"),
     ("shutdown_timeout_s", "drain.shutdownTimeoutSeconds", lambda spec: f"{spec.drain.shutdown_timeout_seconds}s"),
 )
 
@@ -81,6 +103,13 @@ AUTOSCALED: Final[Mapping[str, Callable[[Autoscaling], str]]] = {
     # with the proxy's own 5 min, and a twentieth with this.
     _OPTIONS["keepalive_max_age_s"].variable: lambda _: "30s",
 }
+
+# What a sidecar has beside, unless users set it themselves: small pools of memory, for it is a guest.
+SIDECAR_POOLS: Final[Mapping[str, str]] = {
+    _OPTIONS["receive_bytes"].variable: "16MB",
+    _OPTIONS["dead_letter_bytes"].variable: "16MB",
+}
+_TOKEN_FILE_WAIT: Final = _OPTIONS["token_file_wait"].variable
 
 # Which field of the spec a variable comes from.
 SPEC_FIELDS: Final[Mapping[str, str]] = {
@@ -171,6 +200,12 @@ def operator_env(spec: ProxySpec) -> list[dict[str, Any]]:
         given = {entry.get("name") for entry in spec.pod.env}
         autoscaled = {name: value_of(spec.autoscaling) for name, value_of in AUTOSCALED.items() if name not in given}
         entries += ({"name": name, "value": value} for name, value in autoscaled.items())
+    if is_sidecar(spec):
+        given = {entry.get("name") for entry in spec.pod.env}
+        # A Secret that is not there yet holds the rows. It must not keep the app from starting, which waits for us.
+        beside = {_TOKEN_FILE_WAIT: "true"} if has_own_token(spec) else {}
+        beside = {name: value for name, value in {**beside, **SIDECAR_POOLS}.items() if name not in given}
+        entries += ({"name": name, "value": value} for name, value in beside.items())
     if spec.telemetry.otlp_endpoint:
         entries.append({"name": _ENDPOINT, "value": spec.telemetry.otlp_endpoint})
     entries.append({"name": _NODE_ID, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})

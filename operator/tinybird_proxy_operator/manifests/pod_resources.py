@@ -1,18 +1,21 @@
 """Memory and CPU of the container. Pure."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tinybird_proxy.config import OPTIONS
 from tinybird_proxy_operator.errors import SpecError
-from tinybird_proxy_operator.manifests.environment import user_values
+from tinybird_proxy_operator.manifests.environment import SIDECAR_POOLS, is_sidecar, user_values
 from tinybird_proxy_operator.spec import (
-    MEMORY_HEADROOM_BYTES,
-    MEMORY_HEADROOM_LEAST_BYTES,
+    MEMORY_HEADROOM,
+    Mode,
     ProxySpec,
     quantity_bytes,
 )
 
-_CPU_REQUEST: Final = "100m"
+_CPU_REQUEST: Final[Mapping[Mode, str]] = {"Deployment": "100m", "Sidecar": "50m"}
+# A Guaranteed pod's containers have a limit of CPU: the least with which a busy sidecar answers its probes.
+_GUARANTEED_CPU: Final = "250m"
 _MI: Final = 2**20
 _LIMIT: Final = "spec.pod.resources.limits.memory"
 _REQUEST: Final = "spec.pod.resources.requests.memory"
@@ -30,9 +33,20 @@ def resources(spec: ProxySpec) -> dict[str, Any]:
     given_limits = dict(spec.pod.resources.get("limits") or {})
     limits = {"memory": format_bytes(memory_limit_bytes(spec)), **given_limits}
     # Kubernetes takes a CPU limit as the request, too, if there is none; ours might be above it and be refused.
-    cpu = {} if "cpu" in given_limits else {"cpu": _CPU_REQUEST}
+    cpu = {} if "cpu" in given_limits else {"cpu": _CPU_REQUEST[spec.mode]}
     requests = {**cpu, "memory": limits["memory"], **(spec.pod.resources.get("requests") or {})}
     return {"requests": requests, "limits": limits}
+
+
+def guaranteed_resources(spec: ProxySpec) -> dict[str, Any]:
+    """Of a sidecar in a pod of QoS class Guaranteed, which it stays only if requests are limits. Raises ``SpecError``.
+
+    A CPU that is asked for is given; else one is chosen, for that class has no container without a limit.
+    """
+    asked = resources(spec)
+    given = spec.pod.resources.get("requests") or {}
+    limits = {"cpu": given.get("cpu", _GUARANTEED_CPU), **asked["limits"]}
+    return {"requests": dict(limits), "limits": limits}
 
 
 def memory_limit_bytes(spec: ProxySpec) -> int:
@@ -42,10 +56,12 @@ def memory_limit_bytes(spec: ProxySpec) -> int:
     for option in _POOLS:
         if option.variable in values and option.default is not None:
             try:
-                more += max(0, option.parse(values[option.variable].strip()) - option.parse(option.default))
+                default = SIDECAR_POOLS[option.variable] if is_sidecar(spec) else option.default
+                more += max(0, option.parse(values[option.variable].strip()) - option.parse(default))
             except ValueError:
                 continue  # the proxy's own check of its options names it
-    return quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize") + MEMORY_HEADROOM_BYTES + more
+    buffer = quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize")
+    return buffer + MEMORY_HEADROOM[spec.mode].default_bytes + more
 
 
 def problems(spec: ProxySpec) -> list[str]:
@@ -59,7 +75,8 @@ def problems(spec: ProxySpec) -> list[str]:
         request = quantity_bytes(requests["memory"], field=_REQUEST) if "memory" in requests else limit
     except SpecError as error:
         return list(error.problems)
-    least = default - MEMORY_HEADROOM_BYTES + MEMORY_HEADROOM_LEAST_BYTES
+    headroom = MEMORY_HEADROOM[spec.mode]
+    least = default - headroom.default_bytes + headroom.least_bytes
     found = []
     if limit < least:
         found.append(
