@@ -5,20 +5,18 @@ is for the figures, and reads no more than the token, the Deployment and the pod
 ``manifests``, ``status``); what is read and written goes through ``kube`` and ``pods``.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from tinybird_proxy_operator import checks, deletion, manifests, optional_kinds
+from tinybird_proxy_operator import checks, deletion
+from tinybird_proxy_operator.applying import Applier, Outcome, tried
 from tinybird_proxy_operator.autoscalers import Autoscalers
-from tinybird_proxy_operator.children import NameTaken, is_ours, labelled, part, prune, put
+from tinybird_proxy_operator.children import is_ours
 from tinybird_proxy_operator.credentials import (
     Rotations,
     Token,
-    ensure_generated,
-    generates_client_token,
-    mounts,
     read_tokens,
 )
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
@@ -26,7 +24,7 @@ from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
 from tinybird_proxy_operator.manifests import Desired
-from tinybird_proxy_operator.names import KIND, Reason, client_secret
+from tinybird_proxy_operator.names import KIND, Reason
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, accepted_by, read_workload
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Step
@@ -42,20 +40,7 @@ from tinybird_proxy_operator.workloads import read_pods
 # How soon to look again: while something is on its way, and for the figures of the pods.
 SOON_S = 2.0
 FIGURES_S = 10.0
-# No pod goes out without them: it could not start, or more could reach it than its resource allows.
-_BEFORE_PODS: Final = ("ServiceAccount", "NetworkPolicy")
-_Result = TypeVar("_Result")
 _Asked = tuple[Any, ...]  # uid, generation and annotations of a resource, and what its HPA is made from
-
-
-@dataclass(slots=True, kw_only=True)
-class _Outcome:
-    """What came of applying. ``verdict``: whether the template went out. ``rest``: there is more to do."""
-
-    problems: list[Problem] = field(default_factory=list)
-    verdict: Verdict = field(default_factory=Verdict)
-    deployment: Object | None = None
-    rest: bool = False
 
 
 @dataclass(slots=True)
@@ -71,7 +56,6 @@ class Reconciler:
     now: Callable[[], float]
     deletions: deletion.Deletions = field(init=False)
     _figures_at: dict[Key, float] = field(default_factory=dict)
-    _applied: dict[Key, dict[str, str]] = field(default_factory=dict)
     _changed: set[Key] = field(default_factory=set)
     _in_order: dict[Key, tuple[_Asked, bool]] = field(default_factory=dict)  # what is all applied; or but an upgrade
     _held: dict[Key, dict[str, Held]] = field(default_factory=dict)
@@ -81,12 +65,14 @@ class Reconciler:
     _rollouts: Rollouts = field(init=False)
     _shrinks: Shrinks = field(init=False)
     _autoscalers: Autoscalers = field(init=False)
+    _applier: Applier = field(init=False)
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
         self._rollouts = Rollouts(self.kube, self.events, self.settings, self.utc_now, self.now)
         self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now, self.now)
         self._autoscalers = Autoscalers(self.kube, self.settings, self.now)
+        self._applier = Applier(self.kube, self.events, self.settings, self._rollouts, self.make_token)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
@@ -132,7 +118,7 @@ class Reconciler:
         if proxy.spec.management_state == "Unmanaged":
             if await self._let_go(key, body) is not None:
                 return 0.0
-            self._applied.pop(key, None)
+            self._applier.forget(key)
             observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
             return await self._report(key, proxy, body, observed)
         if proxy.spec.replicas is None:
@@ -143,7 +129,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours: nobody waits for it."""
         self._figures_at.pop(key, None)
-        self._applied.pop(key, None)
+        self._applier.forget(key)
         self._changed.discard(key)
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
@@ -214,12 +200,12 @@ class Reconciler:
             proxy=proxy, replicas=scaling.replicas, settings=self.settings, plan=plan, paused=stands is not None
         )
         if problems or scaling.fell:  # a changed template goes out when the pods that are too many have gone
-            outcome = _Outcome(problems=problems, deployment=live)
+            outcome = Outcome(problems=problems, deployment=live)
         elif in_order and live is not None and scaling.pods is not None and not scaling.rises:
-            outcome = _Outcome(deployment=live, verdict=Verdict(queued=queued))
+            outcome = Outcome(deployment=live, verdict=Verdict(queued=queued))
             self._in_order[key] = present, was_queued
         else:
-            outcome = await self._apply(key, desired, body, token, client, replace(scaling, deployment=live))
+            outcome = await self._applier.apply(key, desired, body, token, client, replace(scaling, deployment=live))
             verdict = outcome.verdict
             if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
                 self._in_order[key] = present, verdict.queued is not None
@@ -233,14 +219,14 @@ class Reconciler:
         verdict, problems = outcome.verdict, [*outcome.problems, *refused]
         observed = await self._observe(proxy, problems, outcome.deployment, token=token, pods=scaling.pods)
         if client is not None:
-            await _tried(self._rotations.go_on(key, desired, client, accepted_by(observed)), problems)
+            await tried(self._rotations.go_on(key, desired, client, accepted_by(observed)), problems)
         if token.note is not None:
             await self.events.tell(proxy, Reason.SECRET_IMMUTABLE, token.note, warning=False, about=token.note)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=stands or verdict.held, queued=verdict.queued, preflight=verdict.preflight)
         observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
         if not scaling.fell:
-            await _tried(self._rollouts.end_at_once(proxy, body, observed), problems)
+            await tried(self._rollouts.end_at_once(proxy, body, observed), problems)
         observed = await self._autoscalers.judged(proxy, body, plan, observed)
         again_s = min(await self._report(key, proxy, body, observed), self._rotations.again_s(key), scaling.again_s)
         return min(again_s, self._autoscalers.again_s(key, plan))
@@ -250,7 +236,7 @@ class Reconciler:
         live = scaling.deployment
         if live is None or scaling.pods is None:
             return live, None
-        return await _tried(self._rollouts.pace(proxy, live, scaling.pods), problems) or (live, None)
+        return await tried(self._rollouts.pace(proxy, live, scaling.pods), problems) or (live, None)
 
     async def _deployment(self, proxy: Proxy) -> Object | None:
         return await self.kube.find("Deployment", proxy.namespace, proxy.name)
@@ -262,80 +248,6 @@ class Reconciler:
         if live is not None and is_ours(live, proxy):
             replicas = live["spec"].get("replicas", 1)
         await self.kube.set_scale(proxy.namespace, proxy.name, replicas, resource_version=proxy.resource_version)
-
-    async def _apply(
-        self, key: Key, desired: Desired, body: Object, token: Token, client: Object | None, scaling: Scaling
-    ) -> _Outcome:
-        """Create, apply and prune, all that goes: what is refused is told, and keeps nothing else waiting."""
-        out, proxy = _Outcome(), desired.proxy
-        try:
-            wanted, applied = manifests.build(desired), self._applied.setdefault(key, {})
-        except SpecError as error:
-            problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
-            return _Outcome(problems=problems, deployment=scaling.deployment)
-        found: list[Object] = []
-        for kind in optional_kinds.granted_kinds(self.settings):
-            found += await _tried(labelled(self.kube, proxy, kind), out.problems) or []
-        lives = {part(each): each for each in found}
-        live = out.deployment = lives.get(f"Deployment {proxy.name}") or scaling.deployment
-        if any(each["kind"] == "ScaledObject" for each in wanted) and self.settings.scaled_objects:
-            # KEDA takes no workload that an HPA scales already.
-            hpas = [each for each in found if each["kind"] == "HorizontalPodAutoscaler"]
-            await _tried(prune(self.kube, proxy, wanted, hpas), out.problems)
-        wanting = generates_client_token(proxy) and client is None
-        secrets = ensure_generated(self.kube, desired, self.make_token, client=wanting)
-        made = await _tried(secrets, out.problems)
-        if client_secret(proxy.name) in (made or ()) and live is not None and mounts(live, client_secret(proxy.name)):
-            text = f"Secret {client_secret(proxy.name)} was gone; there is a new one: apps need its token."
-            await self.events.tell(proxy, Reason.CLIENT_TOKEN_REPLACED, text, warning=True)
-        complete = made is not None
-        for manifest in wanted:
-            kind = manifest["kind"]
-            if kind == "Deployment":
-                if complete:
-                    judging = self._rollouts.judge(
-                        key, desired, manifest, live, body, token_hash=token.hash, pods=scaling.pods or ()
-                    )
-                    out.verdict = await _tried(judging, out.problems) or out.verdict
-                step = self._put_deployment(proxy, scaling.replicas, live, applied, out)
-            else:
-                step = self._put(proxy, manifest, applied, lives.get(part(manifest)))
-            complete &= await _tried(step, out.problems) is not None or kind not in _BEFORE_PODS
-        stays = out.verdict.manifest is None  # its template is not applied on purpose
-        out.rest = not all(applied.get(part(each)) or (stays and each["kind"] == "Deployment") for each in wanted)
-        # What goes may be all that there is until what was refused takes its place.
-        for unwanted in [] if out.problems else found:
-            for what in await _tried(prune(self.kube, proxy, wanted, [unwanted]), out.problems) or ():
-                await self.events.tell(proxy, Reason.PRUNED, f"Deleted: {what}.", warning=False, about=what)
-        return out
-
-    async def _put(self, proxy: Proxy, manifest: Object, applied: dict[str, str], live: Object | None) -> Object:
-        kind: str = manifest["kind"]
-        if not optional_kinds.is_granted(kind, self.settings):
-            raise Invalid(optional_kinds.no_right(kind))
-        try:
-            try:
-                return await put(self.kube, proxy, manifest, applied, live=live)
-            except Conflict:  # replaced since it was read
-                return await put(self.kube, proxy, manifest, applied)
-        except NotFound as error:
-            if (text := optional_kinds.not_there(kind)) is None:
-                raise
-            raise Invalid(text) from error
-
-    async def _put_deployment(
-        self, proxy: Proxy, replicas: int, live: Object | None, applied: dict[str, str], out: _Outcome
-    ) -> Object | None:
-        """The Deployment as it was judged, or only its number of pods."""
-        if out.verdict.manifest is not None:
-            out.deployment = await self._put(proxy, out.verdict.manifest, applied, live)
-        elif live is not None:
-            if not is_ours(live, proxy):
-                raise NameTaken("Deployment", proxy.name)
-            if live["spec"].get("replicas") != replicas:
-                uid = live["metadata"]["uid"]
-                out.deployment = await self.kube.set_replicas(proxy.namespace, proxy.name, replicas, uid=uid)
-        return out.deployment
 
     # Looking.
 
@@ -391,16 +303,3 @@ class Reconciler:
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED
         return SOON_S if moving or trying or observed.held is not None else FIGURES_S
-
-
-async def _tried(step: Awaitable[_Result], problems: list[Problem]) -> _Result | None:
-    """The result, or None and one more problem: what comes after is tried nevertheless. No other error is a refusal."""
-    try:
-        return await step
-    except NamespaceTerminating:
-        raise
-    except NameTaken as taken:
-        problems.append(Problem(reason=Reason.NAME_TAKEN, message=str(taken)))
-    except (Invalid, Forbidden, Conflict) as refused:
-        problems.append(Problem(reason=Reason.APPLY_REFUSED, message=str(refused)))
-    return None
