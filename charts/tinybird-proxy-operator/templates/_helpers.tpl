@@ -155,6 +155,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if lt (int .Values.lease.renewDeadlineSeconds) (mul 2 (int .Values.lease.retryPeriodSeconds)) }}
 {{- fail "lease.retryPeriodSeconds: must be at most half of lease.renewDeadlineSeconds, or one missed renewal would end the leader" }}
 {{- end }}
+{{- include "injection.check" . }}
 {{- $own := include "operator.labels" (dict "Chart" .Chart "Release" .Release "Values" (set (deepCopy .Values) "commonLabels" dict)) | fromYaml }}
 {{- $given := dict "commonLabels" .Values.commonLabels }}
 {{- range $part, $holder := .Values.monitoring }}{{ $_ := set $given (printf "monitoring.%s.labels" $part) $holder.labels }}{{ end }}
