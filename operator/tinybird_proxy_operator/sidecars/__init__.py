@@ -1,0 +1,1 @@
+"""What is decided about sidecars in other people's pods. Pure."""
