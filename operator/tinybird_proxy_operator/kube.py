@@ -235,6 +235,19 @@ class Kube:
         with suppress(NotFound):
             await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body)
 
+    async def evict(self, namespace: str, name: str, *, uid: str) -> None:
+        """Have the pod with ``uid`` go, within its disruption budgets. Raises ``Unavailable`` while they do not let it.
+
+        Raises ``NotFound`` if it is gone, ``Conflict`` if another of its name is there.
+        """
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        await self._call("POST", RESOURCES["Pod"].path(namespace, name, "eviction"), body=body)
+
     async def read(self, path: str) -> Object:
         """What the API server answers at a path that is no object's."""
         return await self._call("GET", path)

@@ -102,6 +102,11 @@ def child_labels(name: str) -> dict[str, str]:
     return {**selector_labels(name), MANAGED_BY_LABEL: FIELD_MANAGER}
 
 
+def sidecar_selector(name: str) -> str:
+    """``status.selector`` in mode Sidecar: the pods that have one."""
+    return f"{INJECTED_LABEL}={name}"
+
+
 def status_selector(name: str) -> str:
     """``status.selector``: the pods that count, draining ones left out."""
     pairs = [f"{key}={value}" for key, value in sorted(selector_labels(name).items())]
@@ -119,6 +124,7 @@ class ConditionType(StrEnum):
     UPSTREAM_THROTTLED = "UpstreamThrottled"
     AUTOSCALING = "Autoscaling"
     DRAINING = "Draining"
+    SIDECARS_CURRENT = "SidecarsCurrent"
 
 
 class Reason(StrEnum):
@@ -178,3 +184,12 @@ class Reason(StrEnum):
     DRAIN_DEADLINE_EXCEEDED = "DrainDeadlineExceeded"
     ROWS_DROPPED = "RowsDropped"
     DEAD_LETTERS_DROPPED = "DeadLettersDropped"
+    SIDECARS_CURRENT = "SidecarsCurrent"
+    SIDECARS_MISSED = "SidecarsMissed"
+    SIDECARS_REFUSED = "SidecarsRefused"
+    SIDECARS_STALE = "SidecarsStale"
+    INJECTION_OFF = "InjectionOff"
+    EVICTED = "Evicted"
+    EVICTION_REFUSED = "EvictionRefused"
+    EVICTION_USELESS = "EvictionUseless"
+    GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"

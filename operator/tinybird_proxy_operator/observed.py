@@ -151,6 +151,8 @@ class Observed:
     ``uses_own_token`` None: the spec cannot be read. ``notes``: sentences about tokens that are no problem.
     ``draining``: status, reason and message of that condition, while the resource is being deleted; ``shrinking``: the
     same while it is scaled down. ``autoscaling`` and ``upstream_throttled``: the same of theirs, if they have one.
+    In mode Sidecar: ``sidecar``: what pods get, None: nothing; ``sidecars``: how many of the pods that ask for it have
+    it; ``sidecars_current``: that condition. ``pods``: those that have one.
     """
 
     wanted_replicas: int | None
@@ -169,6 +171,9 @@ class Observed:
     shrinking: tuple[str, Reason, str] | None = None
     autoscaling: tuple[str, Reason, str] | None = None
     upstream_throttled: tuple[str, Reason, str] | None = None
+    sidecar: Mapping[str, Any] | None = None
+    sidecars: Mapping[str, int] | None = None
+    sidecars_current: tuple[str, Reason, str] | None = None
 
 
 def accepted_by(observed: Observed) -> dict[str, str | None] | None:
@@ -304,14 +309,21 @@ def read_workload(deployment: Mapping[str, Any]) -> Workload:
     )
 
 
-def read_pod(pod: Mapping[str, Any], report: ProxyReport | None) -> PodFacts:
-    """A Pod as the API server gives it, and what the proxy in it said."""
+def read_pod(pod: Mapping[str, Any], report: ProxyReport | None, *, container: str = CONTAINER) -> PodFacts:
+    """A Pod as the API server gives it, and what the proxy in it said.
+
+    ``container``: the proxy's. Of an app's pod nothing else counts: it is ready if the sidecar is.
+    """
     status = pod.get("status", {})
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
     waiting, out_of_memory, running = None, False, False
-    for container in status.get("containerStatuses", []):
-        state, last = container.get("state", {}), container.get("lastState", {})
-        running |= container.get("name") == CONTAINER and "running" in state
+    statuses = status.get("containerStatuses", [])
+    if container != CONTAINER:
+        statuses = [each for each in status.get("initContainerStatuses", []) if each.get("name") == container]
+        ready = any(each.get("ready") for each in statuses)
+    for found in statuses:
+        state, last = found.get("state", {}), found.get("lastState", {})
+        running |= found.get("name") == container and "running" in state
         if "waiting" in state and state["waiting"].get("reason") not in _ORDINARY_WAITS:
             waiting = ": ".join(filter(None, (state["waiting"]["reason"], state["waiting"].get("message"))))
         out_of_memory |= "OOMKilled" in (

@@ -23,13 +23,13 @@ class Pods:
         self._session = session
         self._port = port
 
-    async def report(self, ip: str) -> ProxyReport | None:
+    async def report(self, ip: str, *, port: int | None = None) -> ProxyReport | None:
         """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
-        return await self.status(ip, read_report)
+        return await self.status(ip, read_report, port=port)
 
-    async def status(self, ip: str, read: Callable[[bytearray], _Answer]) -> _Answer | None:
+    async def status(self, ip: str, read: Callable[[bytearray], _Answer], *, port: int | None = None) -> _Answer | None:
         """The same, as ``read`` makes it of the body; it raises ``msgspec.DecodeError`` if that is no proxy's."""
-        return await self._ask("GET", ip, "/status", read)
+        return await self._ask("GET", ip, "/status", read, port=port)
 
     async def begin_drain(self, ip: str, token: str) -> DrainState | None:
         """Have the proxy at ``ip`` refuse what is new and deliver the rest. None if it does not.
@@ -45,10 +45,17 @@ class Pods:
         return said is not None and not said.draining
 
     async def _ask(
-        self, method: str, ip: str, path: str, read: Callable[[bytearray], _Answer], *, token: str | None = None
+        self,
+        method: str,
+        ip: str,
+        path: str,
+        read: Callable[[bytearray], _Answer],
+        *,
+        token: str | None = None,
+        port: int | None = None,
     ) -> _Answer | None:
         host = f"[{ip}]" if ":" in ip else ip
-        url, timeout = f"http://{host}:{self._port}{path}", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        url, timeout = f"http://{host}:{port or self._port}{path}", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = bytearray()
         try:

@@ -32,6 +32,8 @@ from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.rollouts import Rollouts, Verdict
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.shrinking import Scaling, Shrinks
+from tinybird_proxy_operator.sidecar_looks import SidecarLooks
+from tinybird_proxy_operator.sidecar_pods import SidecarPods
 from tinybird_proxy_operator.spec import Proxy, parse
 from tinybird_proxy_operator.status import differs, make_status
 from tinybird_proxy_operator.telling import tell
@@ -65,14 +67,17 @@ class Reconciler:
     _rollouts: Rollouts = field(init=False)
     _shrinks: Shrinks = field(init=False)
     _autoscalers: Autoscalers = field(init=False)
-    _applier: Applier = field(init=False)
+    applier: Applier = field(init=False)
+    _sidecars: SidecarLooks = field(init=False)
 
     def __post_init__(self) -> None:
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
         self._rollouts = Rollouts(self.kube, self.events, self.settings, self.utc_now, self.now)
         self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now, self.now)
         self._autoscalers = Autoscalers(self.kube, self.settings, self.now)
-        self._applier = Applier(self.kube, self.events, self.settings, self._rollouts, self.make_token)
+        self.applier = Applier(self.kube, self.events, self.settings, self._rollouts, self.make_token)
+        app_pods = SidecarPods(self.kube, self.pods, self.events, self.now)
+        self._sidecars = SidecarLooks(self.kube, app_pods, self.events, self.settings, self.now)
         self.deletions = deletion.Deletions(
             self.kube, self.pods, self.events, self.settings.controller_class, self.utc_now, self.now
         )
@@ -111,14 +116,18 @@ class Reconciler:
         try:
             proxy = parse(body)
         except SpecError as error:
-            proxy = parse({**body, "spec": {}})  # good for telling, not for carrying out
+            proxy = _without_spec(body)  # good for telling, not for carrying out
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
+            if proxy.spec.mode == "Sidecar":
+                return await self._look_at_sidecars(key, proxy, body, problems)
             observed = await self._observe(proxy, problems, await self._deployment(proxy))
             return await self._report(key, proxy, body, replace(observed, uses_own_token=None))
+        if proxy.spec.mode == "Sidecar":
+            return await self._look_at_sidecars(key, proxy, body, None)
         if proxy.spec.management_state == "Unmanaged":
             if await self._let_go(key, body) is not None:
                 return 0.0
-            self._applier.forget(key)
+            self.applier.forget(key)
             observed = await self._observe(proxy, [], await self._deployment(proxy), managed=False)
             return await self._report(key, proxy, body, observed)
         if proxy.spec.replicas is None:
@@ -126,10 +135,16 @@ class Reconciler:
             return 0.0
         return await self._carry_out(key, proxy, body)
 
+    async def _look_at_sidecars(
+        self, key: Key, proxy: Proxy, body: Object, problems: Sequence[Problem] | None
+    ) -> float | None:
+        found = await self._sidecars.look(key, proxy, body, problems)
+        return max(await self._report(key, proxy, body, found.observed), found.again_s)
+
     def _forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours: nobody waits for it."""
         self._figures_at.pop(key, None)
-        self._applier.forget(key)
+        self.applier.forget(key)
         self._changed.discard(key)
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
@@ -138,6 +153,7 @@ class Reconciler:
         self._rollouts.forget(key)
         self._shrinks.forget(key)
         self._autoscalers.forget(key)
+        self._sidecars.forget(key)
         self.deletions.forget(key)
 
     async def _let_go(self, key: Key, body: Object) -> float | None:
@@ -205,7 +221,7 @@ class Reconciler:
             outcome = Outcome(deployment=live, verdict=Verdict(queued=queued))
             self._in_order[key] = present, was_queued
         else:
-            outcome = await self._applier.apply(key, desired, body, token, client, replace(scaling, deployment=live))
+            outcome = await self.applier.apply(key, desired, body, token, client, replace(scaling, deployment=live))
             verdict = outcome.verdict
             if not outcome.problems and verdict.held is None and verdict.preflight is None and not outcome.rest:
                 self._in_order[key] = present, verdict.queued is not None
@@ -303,3 +319,10 @@ class Reconciler:
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED
         return SOON_S if moving or trying or observed.held is not None else FIGURES_S
+
+
+def _without_spec(body: Object) -> Proxy:
+    """The resource with nothing of its spec but the mode, which decides what its status is about."""
+    given = body.get("spec")
+    mode = given.get("mode") if isinstance(given, Mapping) else None
+    return parse({**body, "spec": {"mode": "Sidecar"} if mode == "Sidecar" else {}})

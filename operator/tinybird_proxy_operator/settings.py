@@ -30,7 +30,7 @@ class OperatorSettings:
 
     ``watch_namespaces`` empty: all. ``pod_monitors``, ``scaled_objects``: whether the operator has the right to make
     any. ``metrics_api_service``: in its namespace, serves the pods' metrics to HPAs, from pods with the labels
-    ``metrics_api_pod_labels``; empty: none does.
+    ``metrics_api_pod_labels``; empty: none does. ``injection``: how sidecars come into pods.
     ``allowed_*`` are patterns, see ``spec.host_is_allowed`` and ``image_is_allowed``.
     """
 
@@ -53,6 +53,7 @@ class OperatorSettings:
     scaled_objects: bool = False
     metrics_api_service: str = ""
     metrics_api_pod_labels: Mapping[str, str] = field(default_factory=dict)
+    injection: Literal["None", "Webhook", "Policy"] = "None"
     lease_name: str = FIELD_MANAGER
     lease_timing: Timing = Timing()  # noqa: RUF009 - frozen
 
@@ -88,6 +89,7 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         pod_monitors=read.one("POD_MONITORS", _choice("true", "false"), "false") == "true",
         scaled_objects=read.one("SCALED_OBJECTS", _choice("true", "false"), "false") == "true",
         metrics_api_service=env.get("METRICS_API_SERVICE", "").strip(),
+        injection=read.one("INJECTION", _choice("None", "Webhook", "Policy"), "None"),
     )
     if read.problems:
         raise SettingsError(read.problems)

@@ -5,7 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinybird_proxy_operator.names import ConditionType, Reason, some, status_selector, two_digits
+from tinybird_proxy_operator.names import (
+    ConditionType,
+    Reason,
+    sidecar_selector,
+    some,
+    status_selector,
+    two_digits,
+)
 from tinybird_proxy_operator.observed import Observed, PodFacts, ProxyReport, Workload, not_known
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
@@ -22,8 +29,9 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
     """The whole status. Conditions keep the time of their last transition from ``old``."""
     reports = [pod.report for pod in observed.pods if pod.report is not None]
     workload = observed.workload
+    is_sidecar = observed.sidecars is not None
     judged = {
-        ConditionType.PROGRESSING: _progressing(observed, workload),
+        **({} if is_sidecar else {ConditionType.PROGRESSING: _progressing(observed, workload)}),
         ConditionType.DEGRADED: _degraded(observed, workload),
         ConditionType.TOKEN_VALID: _with_notes(_token_valid(observed), observed.notes),
         ConditionType.BUFFER_HEALTHY: _buffer_healthy(observed, old),
@@ -32,15 +40,17 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
         (ConditionType.UPSTREAM_THROTTLED, observed.upstream_throttled),
         (ConditionType.AUTOSCALING, observed.autoscaling),
         (ConditionType.DRAINING, observed.draining or observed.shrinking),
+        (ConditionType.SIDECARS_CURRENT, observed.sidecars_current),
     ):
         if verdict is not None:
             judged[kind] = verdict
     judged = {ConditionType.READY: _ready(observed, workload, judged), **judged}
+    counted = {"replicas": sum(not pod.labelled for pod in observed.pods)}
     status: dict[str, Any] = {
         "observedGeneration": proxy.generation,
-        "replicas": sum(not pod.labelled for pod in observed.pods),
+        **({} if is_sidecar else counted),
         "readyReplicas": sum(pod.ready for pod in observed.pods),
-        "selector": status_selector(proxy.name),
+        "selector": sidecar_selector(proxy.name) if is_sidecar else status_selector(proxy.name),
         "conditions": [
             _condition(kind, verdict, old=old, generation=proxy.generation, now=now) for kind, verdict in judged.items()
         ],
@@ -51,6 +61,10 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             "size": str(two_digits(sum(report.size_bytes for report in reports))),
             "oldestRowAgeSeconds": two_digits(max((report.oldest_age_s or 0.0 for report in reports), default=0.0)),
         }
+    if is_sidecar:
+        status["sidecars"] = dict(observed.sidecars or {})
+        if observed.sidecar is not None:
+            status["sidecar"] = dict(observed.sidecar)
     if observed.draining is not None:
         since = {found["pod"]: found["since"] for found in old.get("draining", [])}
         status["draining"] = [
@@ -115,6 +129,8 @@ def _ready(observed: Observed, workload: Workload | None, others: Mapping[Condit
     token_status, token_reason, token_message = others[ConditionType.TOKEN_VALID]
     if token_status == "False":  # noqa: S105 - a condition's status
         return "False", token_reason, token_message
+    if observed.sidecars is not None:
+        return _ready_to_be_injected(observed)
     wanted = observed.wanted_replicas or 0
     if workload is None:
         return "False", Reason.NOT_READY, f"0 of {wanted} pods are ready."
@@ -132,6 +148,15 @@ def _ready(observed: Observed, workload: Workload | None, others: Mapping[Condit
     if available < wanted:
         return "False", Reason.NOT_READY, f"{counted} {available} of them have been for long enough."
     return "True", Reason.READY, counted
+
+
+def _ready_to_be_injected(observed: Observed) -> _Judged:
+    """Of mode Sidecar, where nothing is wrong."""
+    if observed.sidecar is None:
+        return "False", Reason.NOT_READY, "There is no sidecar for pods yet."
+    running = sum(pod.ready for pod in observed.pods)
+    text = f"Pods that ask for the sidecar get it; {running} {'has' if running == 1 else 'have'} one that takes rows."
+    return "True", Reason.READY, text
 
 
 def _why_not(pods: Sequence[PodFacts]) -> str:

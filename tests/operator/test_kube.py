@@ -433,3 +433,21 @@ async def test_a_path_that_is_no_objects_can_be_read(api: FakeApi, kube: Kube) -
     assert await kube.read("/apis/example.com/v1") == {"kind": "APIResourceList"}
     with pytest.raises(NotFound):
         await kube.read("/apis/example.com/v2")
+
+
+async def test_a_pod_is_evicted_only_if_it_is_the_one_that_was_meant(api: FakeApi, kube: Kube) -> None:
+    pod = api.put({"kind": "Pod", "metadata": {"name": "app", "namespace": "shop"}})
+    with pytest.raises(Conflict):
+        await kube.evict("shop", "app", uid="another")
+    await kube.evict("shop", "app", uid=pod["metadata"]["uid"])
+    assert api.names("Pod") == []
+    with pytest.raises(NotFound):
+        await kube.evict("shop", "app", uid=pod["metadata"]["uid"])
+
+
+async def test_an_eviction_that_a_budget_refuses_is_not_sent_again_by_itself(api: FakeApi, kube: Kube) -> None:
+    pod = api.put({"kind": "Pod", "metadata": {"name": "app", "namespace": "shop"}})
+    api.fail(429, path="/eviction", message="it would violate the pod's disruption budget")
+    with pytest.raises(Unavailable, match="disruption budget"):
+        await kube.evict("shop", "app", uid=pod["metadata"]["uid"])
+    assert len(api.writes) == 1

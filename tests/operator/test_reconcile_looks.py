@@ -77,10 +77,10 @@ async def test_an_event_during_a_look_is_for_the_next_one(cluster: Cluster) -> N
                 cluster.reconciler.changed(Key("shop", "events"))
             return await cluster.kube.list(kind, *args, **options)
 
-    cluster.reconciler.kube = Meanwhile()  # type: ignore[assignment]
+    cluster.reconciler.applier.kube = Meanwhile()  # type: ignore[assignment]
     await cluster.reconcile()
     assert cluster.api.names("Service") == []
-    cluster.reconciler.kube = cluster.kube
+    cluster.reconciler.applier.kube = cluster.kube
     await cluster.look()
     assert cluster.api.names("Service") == ["events"]
 

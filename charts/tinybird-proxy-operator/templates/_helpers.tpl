@@ -97,6 +97,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+{{- if ne .Values.injection "None" }}
+# For spec.sidecar.rollout: Evict.
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
+{{- end }}
 {{- if .Values.rbac.scaledObjects }}
 # Not watched, as PodMonitors: a cluster may get the kind later, or lose it. Each full look repairs them.
 - apiGroups: [keda.sh]

@@ -5,6 +5,7 @@ Webhook and MutatingAdmissionPolicy decide nothing of this, for the latter can n
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tinybird_proxy_operator import names
@@ -34,6 +35,11 @@ def build(desired: Desired) -> dict[str, Any]:
     }
     canonical = json.dumps(rendered, sort_keys=True, separators=(",", ":"))
     return {"hash": hashlib.sha256(canonical.encode()).hexdigest()[:8], **rendered}
+
+
+def mounts(rendered: Mapping[str, Any], secret: str) -> bool:
+    """Whether it brings a Secret into pods."""
+    return any((volume.get("secret") or {}).get("secretName") == secret for volume in rendered.get("volumes", ()))
 
 
 def _container(desired: Desired) -> dict[str, Any]:

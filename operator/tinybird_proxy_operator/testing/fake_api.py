@@ -8,8 +8,8 @@
     api.writes                                        # every request since that was no read
 
 What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``managedFields``) of updates and of
-server-side apply, merge patches, ``/status`` and ``/scale``, label selectors, pages, preconditions, and the garbage
-collector, which here is done at once. What it does not do: schemas, defaults, admission, watches; namespaces need not
+server-side apply, merge patches, ``/status`` and ``/scale``, evictions, which nothing stands in the way of, label
+selectors, pages, preconditions, and the garbage collector, which here is done at once. What it does not do: schemas, defaults, admission, watches; namespaces need not
 exist. Lists are one value: it does not merge them by key, but for the ports of a Service that somebody else changed.
 What it cannot do it refuses, with 501.
 """
@@ -206,7 +206,7 @@ class FakeApi:
         known = self.kinds[kind]
         if (sub == "status" and not known.has_status) or (sub == "scale" and not known.has_scale):
             raise _Refused(404, "the server could not find the requested resource")
-        if sub not in (None, "status", "scale"):
+        if sub not in (None, "status", "scale") and (kind, sub, asked.method) != ("Pod", "eviction", "POST"):
             raise _Refused(501, f"the fake has no subresource {sub}")
         if name is None and asked.method == "GET":
             return 200, self._list(kind, namespace, asked.query)
@@ -234,6 +234,10 @@ class FakeApi:
             return 200, self._merge(key, sub, old, body, asked.query)
         if asked.method == "DELETE" and sub is None:
             return 200, self._delete(key, old, body)
+        if sub == "eviction":
+            if (body.get("apiVersion"), body.get("kind")) != ("policy/v1", "Eviction"):
+                raise _Refused(400, "the body is no policy/v1 Eviction")
+            return 201, self._delete(key, old, body.get("deleteOptions") or {})
         raise _Refused(501, f"the fake has no {asked.method} of {asked.content_type} for {asked.path}")
 
     def _list(self, kind: str, namespace: str | None, query: dict[str, str]) -> Object:

@@ -1,0 +1,128 @@
+"""Mode Sidecar: one look at a resource. It has no children but a PodMonitor: what it has to say is in its status."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tinybird_proxy_operator import checks
+from tinybird_proxy_operator.credentials import Token, read_tokens
+from tinybird_proxy_operator.errors import SpecError
+from tinybird_proxy_operator.events import Events
+from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
+from tinybird_proxy_operator.manifests import Desired, sidecar
+from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.observed import Observed, PodFacts, Problem
+from tinybird_proxy_operator.queue import Key
+from tinybird_proxy_operator.settings import OperatorSettings
+from tinybird_proxy_operator.sidecar_pods import SidecarPods
+from tinybird_proxy_operator.sidecars import standing
+from tinybird_proxy_operator.sidecars.app_pods import AppPod
+from tinybird_proxy_operator.spec import Proxy
+
+# A look lists the namespace's pods, so a large one is looked at less often than each FIGURES_S.
+_PODS_A_SECOND: Final = 50.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """``again_s``: not before that is it worth another."""
+
+    observed: Observed
+    again_s: float
+
+
+@dataclass(slots=True)
+class SidecarLooks:
+    """``now`` is a clock in seconds."""
+
+    kube: Kube
+    app_pods: SidecarPods
+    events: Events
+    settings: OperatorSettings
+    now: Callable[[], float]
+    _held: dict[Key, dict[str, Held]] = field(default_factory=dict)
+
+    def forget(self, key: Key) -> None:
+        """The resource is no more, or not ours."""
+        self._held.pop(key, None)
+        self.app_pods.forget(key)
+
+    async def look(self, key: Key, proxy: Proxy, body: Object, problems: Sequence[Problem] | None) -> Look:
+        """``problems``: why the spec cannot be read; None: it can."""
+        old: Mapping[str, Any] = body.get("status") or {}
+        managed = proxy.spec.management_state == "Managed"
+        told = list(problems or ())
+        if problems is None and managed:
+            told += (Problem(reason=why, message=text) for why, text in checks.problems(proxy, self.settings))
+        token = await read_tokens(self.kube, proxy)
+        rendered = old.get("sidecar")
+        if managed and not told:
+            rendered, told = self._rendered(proxy, token, rendered)
+        pods = await self.app_pods.read(proxy, rendered)
+        evicts = managed and problems is None and proxy.spec.sidecar.rollout == "Evict" and not proxy.deleting
+        hindrances = await self.app_pods.evict(key, proxy, pods) if evicts and rendered is not None else []
+        stands = standing.stand(
+            pods,
+            injection=self.settings.injection,
+            evicts=evicts,
+            needed_grace_period_s=_needed_grace_period_s(rendered),
+            told=hindrances,
+        )
+        await self._tell(proxy, pods, token, rendered)
+        ref = proxy.spec.tinybird.token_secret_ref
+        observed = Observed(
+            wanted_replicas=None,
+            workload=None,
+            pods=self._with_lost_rows(key, pods),
+            problems=told,
+            held=None,
+            uses_own_token=None if problems is not None else ref is not None,
+            token_secret=None if ref is None else ref.name,
+            expected_token_hash=token.hash,
+            managed=managed,
+            notes=[] if token.note is None else [token.note],
+            sidecar=rendered,
+            sidecars=stands.counts,
+            sidecars_current=stands.current,
+        )
+        return Look(observed=observed, again_s=len(pods) / _PODS_A_SECOND)
+
+    def _rendered(self, proxy: Proxy, token: Token, old: Object | None) -> tuple[Object | None, list[Problem]]:
+        """What pods get from now on. A Secret that is not there yet is told, and waited for by the sidecars.
+
+        One that is there and does not carry the label must not come into any pod: then there is no sidecar, unless the
+        one before has another Secret.
+        """
+        problem = token.problem
+        ref = proxy.spec.tinybird.token_secret_ref
+        if problem is not None and problem.reason is Reason.SECRET_NOT_SHARED:
+            unshared = ref is not None and old is not None and sidecar.mounts(old, ref.name)
+            return None if unshared else old, [problem]
+        try:
+            rendered = sidecar.build(Desired(proxy=proxy, replicas=0, settings=self.settings))
+        except SpecError as error:
+            return old, [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
+        return rendered, [] if problem is None else [problem]
+
+    def _with_lost_rows(self, key: Key, pods: Sequence[AppPod]) -> list[PodFacts]:
+        facts = [pod.facts for pod in pods if pod.facts is not None]
+        self._held[key] = known = remember(self._held.get(key, {}), facts, self.now())
+        return with_lost_rows(known, facts)
+
+    async def _tell(self, proxy: Proxy, pods: Sequence[AppPod], token: Token, rendered: Object | None) -> None:
+        for who, text in standing.refusals(pods).items():
+            await self.events.tell(proxy, Reason.SIDECARS_REFUSED, text, warning=True, about=who)
+        if token.note is not None:
+            await self.events.tell(proxy, Reason.SECRET_IMMUTABLE, token.note, warning=False, about=token.note)
+        needed_s = _needed_grace_period_s(rendered)
+        for pod in pods:
+            if needed_s is not None and pod.facts is not None and pod.grace_period_s < needed_s:
+                who = pod.owner or f"Pod {pod.name}"
+                text = f"{who}: {standing.grace_period_sentence(needed_s)}"
+                await self.events.tell(proxy, Reason.GRACE_PERIOD_TOO_SHORT, text, warning=True, about=who)
+
+
+def _needed_grace_period_s(rendered: Mapping[str, Any] | None) -> int | None:
+    """None: nothing is inserted, so nothing is needed."""
+    return None if rendered is None else rendered.get("gracePeriodSeconds")

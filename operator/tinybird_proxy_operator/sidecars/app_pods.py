@@ -1,0 +1,132 @@
+"""How each pod that asks for a sidecar stands. Pure: ``sidecar_pods`` reads, and this looks with the webhook's eyes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from tinybird_proxy_operator.names import SIDECAR_CONTAINER
+from tinybird_proxy_operator.observed import PodFacts, ProxyReport, read_pod
+from tinybird_proxy_operator.sidecars.injection import (
+    DEFAULT_GRACE_S,
+    Pod,
+    Sidecar,
+    chosen,
+    injected_hash,
+    injected_name,
+    is_mirror,
+    refusal,
+)
+
+# What replaces a pod that is evicted by another one. What else controls pods may not, or counts it as a failure.
+_REPLACED_BY: Final = ("ReplicaSet", "StatefulSet", "DaemonSet", "ReplicationController")
+_HASH_LABEL: Final = "pod-template-hash"
+_ENDED: Final = ("Succeeded", "Failed")
+
+
+class State(StrEnum):
+    """What a pod has of the sidecar that it asks for."""
+
+    CURRENT = "Current"
+    STALE = "Stale"
+    MISSED = "Missed"
+    REFUSED = "Refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppPod:
+    """A pod that has not ended and asks for the sidecar of one resource, or has it.
+
+    ``why_refused``: for State.REFUSED. ``owner``: what replaces the pod, as ``Deployment NAME``; None: nothing does, or
+    nothing that may be relied on. ``ready``: the whole pod. ``facts``: of the proxy in it, if there is one.
+    """
+
+    name: str
+    uid: str
+    state: State
+    ready: bool
+    terminating: bool
+    owner: str | None
+    grace_period_s: int
+    why_refused: str = ""
+    facts: PodFacts | None = None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether another pod in its place would have the sidecar as it is now."""
+        return self.state in (State.STALE, State.MISSED)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has a sidecar that runs and does not answer."""
+        return self.facts is not None and self.facts.running and self.facts.report is None
+
+
+def has_sidecar(pod: Pod, name: str) -> bool:
+    """Whether the sidecar of the resource ``name`` is in the pod."""
+    return injected_name(pod) == name
+
+
+def asking(
+    pods: Iterable[Pod],
+    *,
+    name: str,
+    namespace_labels: Mapping[str, str],
+    sidecar: Sidecar | None,
+    reports: Mapping[str, ProxyReport],
+) -> list[AppPod]:
+    """Those of ``pods`` that ask for the sidecar of ``name`` or have it. ``reports``: by the pods' uid.
+
+    While nothing is rendered (``sidecar`` None) no pod is refused: nobody has looked.
+    """
+    found = []
+    for pod in pods:
+        metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+        if status.get("phase") in _ENDED or is_mirror(pod):
+            continue
+        why, facts = "", None
+        if has_sidecar(pod, name):
+            state = State.CURRENT if sidecar is not None and _is_current(pod, sidecar) else State.STALE
+            facts = read_pod(pod, reports.get(metadata["uid"]), container=SIDECAR_CONTAINER)
+        elif chosen(metadata.get("labels"), namespace_labels) != name:
+            continue
+        elif sidecar is not None and (why := refusal(pod, sidecar) or ""):
+            state = State.REFUSED
+        else:
+            state = State.MISSED
+        grace_s = spec.get("terminationGracePeriodSeconds")
+        found.append(
+            AppPod(
+                name=metadata["name"],
+                uid=metadata["uid"],
+                state=state,
+                ready=_is_ready(status),
+                terminating="deletionTimestamp" in metadata,
+                owner=owner(pod),
+                grace_period_s=DEFAULT_GRACE_S if grace_s is None else grace_s,
+                why_refused=why,
+                facts=facts,
+            )
+        )
+    return found
+
+
+def owner(pod: Pod) -> str | None:
+    """What makes another pod if this one goes; of a Deployment's pod the Deployment, over all of its ReplicaSets."""
+    metadata = pod["metadata"]
+    controller = next((each for each in metadata.get("ownerReferences") or () if each.get("controller")), None)
+    if controller is None or controller["kind"] not in _REPLACED_BY:
+        return None
+    kind, name = controller["kind"], controller["name"]
+    template = (metadata.get("labels") or {}).get(_HASH_LABEL)
+    if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
+        return f"Deployment {name.removesuffix(f'-{template}')}"
+    return f"{kind} {name}"
+
+
+def _is_current(pod: Pod, sidecar: Sidecar) -> bool:
+    return injected_hash(pod) == str(sidecar["hash"])
+
+
+def _is_ready(status: Mapping[str, Any]) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())

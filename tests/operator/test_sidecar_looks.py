@@ -1,0 +1,196 @@
+"""Mode Sidecar: what a look renders, counts and tells."""
+
+from typing import Any, Final
+
+from tests.operator.app_pods import app_pod
+from tests.operator.clusters import Cluster, report, stuck
+
+from tinybird_proxy.config import token_hash
+from tinybird_proxy_operator.names import INJECT_LABEL, KIND
+from tinybird_proxy_operator.queue import Key
+
+TOKEN_HASH: Final = token_hash("token")
+SPEC: Final[dict[str, Any]] = {"mode": "Sidecar", "tinybird": {"tokenSecretRef": {"name": "tinybird"}}}
+
+
+async def look(cluster: Cluster, spec: dict[str, Any] | None = None, **env: str) -> dict[str, Any]:
+    """Write the resource, if given, and reconcile with injection on."""
+    cluster.reconciler = cluster.operator(**{"INJECTION": "Webhook", **env})
+    if spec is not None:
+        cluster.resource({**SPEC, **spec})
+    await cluster.reconcile()
+    return cluster.status()
+
+
+async def test_it_has_no_children_and_no_finalizer_but_a_sidecar_in_its_status(cluster: Cluster) -> None:
+    cluster.secret()
+    status = await look(cluster, {})
+    assert status["sidecar"]["container"]["name"] == "tinybird-proxy"
+    assert status["sidecars"] == {"injected": 0, "stale": 0, "missed": 0, "refused": 0, "unknown": 0}
+    assert status["selector"] == "tinybird-proxy.io/injected=events"
+    assert cluster.condition("Ready") == ("True", "Ready")
+    assert cluster.condition("SidecarsCurrent") == ("True", "SidecarsCurrent")
+    kinds = {kind for kind in cluster.api.kinds if cluster.api.names(kind)}
+    assert kinds == {KIND, "Secret"}
+    assert cluster.api.names("Secret") == ["tinybird"]
+    assert "finalizers" not in cluster.api.get(KIND, "events")["metadata"]
+    assert {each["type"] for each in status["conditions"]}.isdisjoint({"Progressing", "Autoscaling", "Draining"})
+
+
+async def test_looking_again_changes_nothing(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {})
+    cluster.forget()
+    await cluster.look()
+    assert cluster.api.writes == []
+
+
+async def test_a_secret_that_is_not_there_yet_is_told_and_the_sidecar_waits_for_it(cluster: Cluster) -> None:
+    status = await look(cluster, {})
+    assert cluster.condition("Ready") == ("False", "SecretNotFound")
+    assert cluster.condition("TokenValid") == ("False", "SecretNotFound")
+    first = status["sidecar"]
+    cluster.secret()
+    assert (await look(cluster))["sidecar"] == first
+    assert cluster.condition("Ready") == ("True", "Ready")
+
+
+async def test_a_secret_without_the_label_comes_into_no_pod(cluster: Cluster) -> None:
+    cluster.secret(shared=False)
+    assert "sidecar" not in await look(cluster, {})
+    assert cluster.condition("Ready") == ("False", "SecretNotShared")
+
+
+async def test_a_label_that_is_taken_away_takes_the_sidecar_away_from_new_pods(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {})
+    cluster.secret(shared=False)
+    assert "sidecar" not in await look(cluster)
+
+
+async def test_naming_a_secret_that_is_not_shared_keeps_the_one_before(cluster: Cluster) -> None:
+    cluster.secret()
+    before = (await look(cluster, {}))["sidecar"]
+    cluster.secret("other", shared=False)
+    status = await look(cluster, {"tinybird": {"tokenSecretRef": {"name": "other"}}})
+    assert status["sidecar"] == before
+    assert cluster.condition("Degraded") == ("True", "SecretNotShared")
+
+
+async def test_what_is_not_allowed_is_not_rendered_and_what_was_stays(cluster: Cluster) -> None:
+    cluster.secret()
+    evil = {"tinybird": {"url": "https://evil.example.com", "tokenSecretRef": {"name": "tinybird"}}}
+    assert "sidecar" not in await look(cluster, evil)
+    assert cluster.condition("Ready") == ("False", "UpstreamNotAllowed")
+    good = (await look(cluster, {}))["sidecar"]
+    assert (await look(cluster, {"image": "evil.example.com/proxy:1"}))["sidecar"] == good
+    assert cluster.condition("Ready") == ("False", "ImageNotAllowed")
+
+
+async def test_a_spec_that_cannot_be_read_keeps_the_sidecar(cluster: Cluster) -> None:
+    cluster.secret()
+    good = (await look(cluster, {}))["sidecar"]
+    assert (await look(cluster, {"batch": {"maxRows": "many"}}))["sidecar"] == good
+    assert cluster.condition("Ready") == ("False", "InvalidSpec")
+
+
+async def test_unmanaged_leaves_the_sidecar_as_it_is_and_evicts_nobody(cluster: Cluster) -> None:
+    cluster.secret()
+    good = (await look(cluster, {}))["sidecar"]
+    cluster.api.put(app_pod(ip=None))
+    changed = {"managementState": "Unmanaged", "batch": {"maxRows": 5}, "sidecar": {"rollout": "Evict"}}
+    status = await look(cluster, changed)
+    assert status["sidecar"] == good
+    assert status["sidecars"]["missed"] == 1
+    assert cluster.api.names("Pod") == ["app-5d4-x1"]
+
+
+async def test_pods_are_found_by_their_own_label_and_by_their_namespaces(cluster: Cluster) -> None:
+    cluster.secret()
+    cluster.api.put(app_pod("asks", ip=None))
+    cluster.api.put(app_pod("plain", asks=None, ip=None))
+    assert (await look(cluster, {}))["sidecars"]["missed"] == 1
+    cluster.api.put({"kind": "Namespace", "metadata": {"name": "shop", "labels": {INJECT_LABEL: "events"}}})
+    assert (await look(cluster))["sidecars"]["missed"] == 2
+
+
+async def test_sidecars_are_asked_on_their_own_port_and_what_they_say_is_told(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    port = cluster.proxies.port
+    cluster.proxies.says = {
+        "127.0.0.1": report(rows=7, hash=TOKEN_HASH, accepted_at="2026-01-01T00:00:00Z"),
+        "127.0.0.2": report(hash="00000000"),
+    }
+    cluster.api.put(app_pod("a", hash=hash, ip="127.0.0.1", admin_port=port))
+    cluster.api.put(app_pod("b", hash="0", ip="127.0.0.2", admin_port=port))
+    cluster.api.put(app_pod("silent", hash=hash, ip="127.0.0.3", admin_port=1))
+    # It claims to have a sidecar, on the node's own address.
+    cluster.api.put(app_pod("node", hash=hash, ip="127.0.0.1", admin_port=port, spec={"hostNetwork": True}))
+    status = await look(cluster)
+    assert status["buffer"]["rows"] == 7
+    assert status["token"] == {"expectedHash": TOKEN_HASH, "podsCurrent": 1, "podsTotal": 4, "podsUnknown": 2}
+    assert status["sidecars"] == {"injected": 4, "stale": 1, "missed": 0, "refused": 0, "unknown": 2}
+    assert status["readyReplicas"] == 4
+    assert cluster.condition("TokenValid") == ("True", "Accepted")
+    assert cluster.condition("SidecarsCurrent") == ("False", "SidecarsStale")
+    assert sorted(cluster.proxies.asked) == ["127.0.0.1", "127.0.0.2"]
+
+
+async def test_rows_that_are_not_delivered_are_told(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    cluster.proxies.says = {"127.0.0.1": stuck(9)}
+    cluster.api.put(app_pod(hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port))
+    await look(cluster)
+    assert cluster.condition("BufferHealthy") == ("False", "NotDelivering")
+
+
+async def test_a_sidecar_that_ran_out_of_memory_is_told_with_what_it_held(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    cluster.proxies.says = {"127.0.0.1": {**report(rows=40), "uptime_s": 100.0}}
+    pod = app_pod(hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port)
+    cluster.api.put(pod)
+    await cluster.reconcile()
+    pod["status"]["initContainerStatuses"][0]["lastState"] = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    cluster.api.put(pod)
+    cluster.proxies.says = {"127.0.0.1": {**report(), "uptime_s": 1.0}}
+    cluster.clock.seconds += 10
+    await cluster.reconcile()
+    assert cluster.condition("BufferHealthy") == ("False", "OutOfMemory")
+    assert "40 rows at the last look" in cluster.message("BufferHealthy")
+
+
+async def test_refusals_and_short_grace_periods_are_events(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    cluster.api.put(app_pod("host", ip=None, spec={"hostNetwork": True}))
+    cluster.api.put(app_pod("short", hash=hash, ip=None, spec={"terminationGracePeriodSeconds": 5}))
+    await look(cluster)
+    told = {reason: message for _, reason, message in cluster.told()}
+    assert told["SidecarsRefused"].startswith("host gets no sidecar: spec.hostNetwork")
+    assert told["GracePeriodTooShort"].startswith("Deployment app: terminationGracePeriodSeconds is less than 30")
+
+
+async def test_with_injection_off_it_says_so(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {}, INJECTION="None")
+    assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
+
+
+async def test_a_resource_that_is_deleted_keeps_nobody_waiting(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {})
+    cluster.api.remove(KIND, "events")
+    assert await cluster.reconciler.reconcile(Key("shop", "events")) is None
+
+
+async def test_a_namespace_with_many_pods_is_looked_at_less_often(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {})
+    for number in range(600):
+        cluster.api.put(app_pod(f"p{number}", ip=None))
+    again_s = await cluster.reconcile()
+    assert again_s is not None
+    assert again_s >= 12.0
