@@ -89,7 +89,7 @@ def from_env(env: Mapping[str, str]) -> OperatorSettings:
         pod_monitors=read.one("POD_MONITORS", _choice("true", "false"), "false") == "true",
         scaled_objects=read.one("SCALED_OBJECTS", _choice("true", "false"), "false") == "true",
         metrics_api_service=env.get("METRICS_API_SERVICE", "").strip(),
-        injection=read.one("INJECTION", _choice("None", "Webhook", "Policy"), "None"),
+        injection=read.one("SIDECAR_INJECTION", _choice("None", "Webhook", "Policy"), "None"),
     )
     if read.problems:
         raise SettingsError(read.problems)

@@ -52,13 +52,14 @@ def test_a_sidecar_with_its_defaults() -> None:
                 {"name": "TOKEN_FILE_WAIT", "value": "true"},
                 {"name": "RECEIVE_BYTES", "value": "16MB"},
                 {"name": "DEAD_LETTER_BYTES", "value": "16MB"},
+                {"name": "MAX_INFLATED_BYTES", "value": "16MB"},
                 {"name": "NODE_ID", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
             ],
             "ports": [
                 {"name": "tbp-events", "containerPort": 18000, "protocol": "TCP"},
                 {"name": "tbp-admin", "containerPort": 18001, "protocol": "TCP"},
             ],
-            "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
+            "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "256Mi"}},
             "securityContext": {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -145,6 +146,18 @@ def test_what_users_set_wins_over_the_small_pools() -> None:
     # And what they set needs memory.
     limits = container(pod={"env": [{"name": "RECEIVE_BYTES", "value": "64MB"}]})["resources"]["limits"]
     assert limits == {"memory": str(256 * 2**20 + 48_000_000)}
+
+
+def test_larger_bodies_need_memory_twice() -> None:
+    limits = container(pod={"env": [{"name": "MAX_INFLATED_BYTES", "value": "64MB"}]})["resources"]["limits"]
+    assert limits == {"memory": str(256 * 2**20 + 2 * 48_000_000)}
+
+
+def test_a_small_limit_is_requested_in_full() -> None:
+    found = container(pod={"resources": {"limits": {"memory": "100Mi"}}}, buffer={"maxSize": "1Mi"})["resources"]
+    assert found["requests"]["memory"] == "65Mi"
+    found = container(pod={"resources": {"limits": {"memory": "60Mi"}}}, buffer={"maxSize": "1Mi"})["resources"]
+    assert found["requests"]["memory"] == "60Mi"
 
 
 def test_in_a_guaranteed_pod_what_is_asked_for_is_the_limit() -> None:

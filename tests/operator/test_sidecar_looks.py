@@ -15,7 +15,7 @@ SPEC: Final[dict[str, Any]] = {"mode": "Sidecar", "tinybird": {"tokenSecretRef":
 
 async def look(cluster: Cluster, spec: dict[str, Any] | None = None, **env: str) -> dict[str, Any]:
     """Write the resource, if given, and reconcile with injection on."""
-    cluster.reconciler = cluster.operator(**{"INJECTION": "Webhook", **env})
+    cluster.reconciler = cluster.operator(**{"SIDECAR_INJECTION": "Webhook", **env})
     if spec is not None:
         cluster.resource({**SPEC, **spec})
     await cluster.reconcile()
@@ -175,7 +175,7 @@ async def test_refusals_and_short_grace_periods_are_events(cluster: Cluster) -> 
 
 async def test_with_injection_off_it_says_so(cluster: Cluster) -> None:
     cluster.secret()
-    await look(cluster, {}, INJECTION="None")
+    await look(cluster, {}, SIDECAR_INJECTION="None")
     assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
 
 

@@ -108,6 +108,7 @@ AUTOSCALED: Final[Mapping[str, Callable[[Autoscaling], str]]] = {
 SIDECAR_POOLS: Final[Mapping[str, str]] = {
     _OPTIONS["receive_bytes"].variable: "16MB",
     _OPTIONS["dead_letter_bytes"].variable: "16MB",
+    _OPTIONS["max_inflated_bytes"].variable: "16MB",
 }
 _TOKEN_FILE_WAIT: Final = _OPTIONS["token_file_wait"].variable
 

@@ -13,29 +13,44 @@ from tinybird_proxy_operator.spec import (
     quantity_bytes,
 )
 
+_MI: Final = 2**20
 _CPU_REQUEST: Final[Mapping[Mode, str]] = {"Deployment": "100m", "Sidecar": "50m"}
 # A Guaranteed pod's containers have a limit of CPU: the least with which a busy sidecar answers its probes.
 _GUARANTEED_CPU: Final = "250m"
-_MI: Final = 2**20
 _LIMIT: Final = "spec.pod.resources.limits.memory"
 _REQUEST: Final = "spec.pod.resources.requests.memory"
-# Memory beside the buffer, of which the headroom holds the default.
-_POOLS: Final = tuple(option for option in OPTIONS if option.field in ("receive_bytes", "dead_letter_bytes"))
+# Memory beside the buffer, of which the headroom holds the default, and how often it is there at the same time.
+_POOLS: Final = tuple((option, 1) for option in OPTIONS if option.field in ("receive_bytes", "dead_letter_bytes"))
+_SIDECAR_POOLS: Final = (*_POOLS, *((option, 2) for option in OPTIONS if option.field == "max_inflated_bytes"))
+# What an idle sidecar takes, and a little: measured 47 MiB.
+_SIDECAR_IDLE_BYTES: Final = 64 * _MI
 
 
 def resources(spec: ProxySpec) -> dict[str, Any]:
     """Requests and limits; what users give wins, name by name. Raises ``SpecError`` for a size that is none.
 
     Memory is requested in full: rows are in memory only, and a node that runs out of it ends first, without any grace,
-    the pods that use more than they requested. CPU has no limit: a throttled event loop would fail its probes and
+    the pods that use more than they requested. A sidecar, which comes with every pod of an app, requests what it needs
+    with a full buffer, and may use more while it takes large bodies. CPU has no limit: a throttled event loop would fail its probes and
     deliver late exactly when there is most to deliver; the request is small because an idle proxy needs little.
     """
     given_limits = dict(spec.pod.resources.get("limits") or {})
     limits = {"memory": format_bytes(memory_limit_bytes(spec)), **given_limits}
     # Kubernetes takes a CPU limit as the request, too, if there is none; ours might be above it and be refused.
     cpu = {} if "cpu" in given_limits else {"cpu": _CPU_REQUEST[spec.mode]}
-    requests = {**cpu, "memory": limits["memory"], **(spec.pod.resources.get("requests") or {})}
+    requests = {
+        **cpu,
+        "memory": _requested_memory(spec, limits["memory"]),
+        **(spec.pod.resources.get("requests") or {}),
+    }
     return {"requests": requests, "limits": limits}
+
+
+def _requested_memory(spec: ProxySpec, limit: Any) -> Any:
+    if not is_sidecar(spec):
+        return limit
+    full = quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize") + _SIDECAR_IDLE_BYTES
+    return format_bytes(full) if full < quantity_bytes(limit, field=_LIMIT) else limit
 
 
 def guaranteed_resources(spec: ProxySpec) -> dict[str, Any]:
@@ -53,11 +68,11 @@ def memory_limit_bytes(spec: ProxySpec) -> int:
     """The limit where users give none: the buffer and what is needed beside it. Raises ``SpecError``."""
     values = user_values(spec)
     more = 0
-    for option in _POOLS:
+    for option, times in _SIDECAR_POOLS if is_sidecar(spec) else _POOLS:
         if option.variable in values and option.default is not None:
             try:
                 default = SIDECAR_POOLS[option.variable] if is_sidecar(spec) else option.default
-                more += max(0, option.parse(values[option.variable].strip()) - option.parse(default))
+                more += times * max(0, option.parse(values[option.variable].strip()) - option.parse(default))
             except ValueError:
                 continue  # the proxy's own check of its options names it
     buffer = quantity_bytes(spec.buffer.max_size, field="spec.buffer.maxSize")
