@@ -1,13 +1,14 @@
 """Whether a pod gets a sidecar, and what is changed in it then. Pure.
 
-The chart's templates/injection/policy.yaml says the same in CEL, and tests/operator/injection_cases.py is the table for both.
+The chart's templates/injection/_cel.tpl says the same in CEL; tests/operator/injection_cases.py is the table for both.
 A ``sidecar`` is what ``status.sidecar`` of a TinybirdProxy holds: the operator renders it, here it is only put in.
 
-An API server may ask more than once, after others have changed the pod, and pods are copied with what was put into them.
-So what is there already is seen by the annotation with its hash: the same hash, and it stays as it is, with the defaults
+An API server may ask more than once, after others have changed the pod, and pods are copied with what was put into
+them. What is there already is known by the annotation with its hash: the same hash, and it stays, with the defaults
 that the cluster has filled in since; another, and it is taken out first.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
@@ -28,6 +29,7 @@ MESHES: Final = ("istio-proxy", "linkerd-proxy")
 RAISE: Final = "Raise"
 # What Kubernetes gives a pod that does not say.
 DEFAULT_GRACE_S: Final = 30
+_QUANTITY: Final = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
 _POWERS: Final = {
     **{"n": Decimal(10) ** -9, "u": Decimal(10) ** -6, "m": Decimal(10) ** -3},
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
@@ -108,7 +110,7 @@ def inject(pod: Pod, name: str, sidecar: Sidecar) -> list[Operation]:
 
 
 def container_of(pod: Pod, sidecar: Sidecar) -> Mapping[str, Any]:
-    """The container as this pod gets it: with limits as requests where the pod is of QoS class Guaranteed without it."""
+    """The container as this pod gets it: with limits like its requests in a pod that is Guaranteed without it."""
     container: Mapping[str, Any] = sidecar["container"]
     if "guaranteedResources" in sidecar and is_guaranteed(pod["spec"]):
         return {**container, "resources": sidecar["guaranteedResources"]}
@@ -121,11 +123,10 @@ def is_guaranteed(spec: Mapping[str, Any]) -> bool:
     return all(_has_what_it_may_use(each.get("resources") or {}) for each in containers)
 
 
-def amount(quantity: str | float) -> Decimal:
-    """A Kubernetes quantity (``100m``, ``1.5Gi``, ``2e3``) as a number. Raises ``ArithmeticError`` if it is none."""
-    given = str(quantity)
-    suffix = next((each for each in (given[-2:], given[-1:]) if each in _POWERS), "")
-    return Decimal(given.removesuffix(suffix)) * _POWERS.get(suffix, Decimal(1))
+def amount(quantity: str | float) -> Decimal | None:
+    """A Kubernetes quantity (``100m``, ``1.5Gi``, ``2e3``) as a number; None: it is none."""
+    match = _QUANTITY.fullmatch(str(quantity))
+    return None if match is None else Decimal(match[1]) * _POWERS.get(match[2], Decimal(1))
 
 
 def _in_its_way(pod: Pod, sidecar: Sidecar) -> Iterator[str]:
@@ -217,7 +218,7 @@ def _is_as_rendered(pod: Pod, found: Mapping[str, Any], wanted: Mapping[str, Any
         return True
     has, asked = found.get("resources") or {}, wanted.get("resources") or {}
     return injected_hash(pod) == sidecar["hash"] and all(
-        _is_same((has.get(kind) or {}).get(what), quantity)
+        amount((has.get(kind) or {}).get(what, "")) == amount(quantity)
         for kind in ("limits", "requests")
         for what, quantity in (asked.get(kind) or {}).items()
     )
@@ -236,20 +237,9 @@ def _place(others: Sequence[Mapping[str, Any]]) -> int:
 def _has_what_it_may_use(resources: Mapping[str, Any]) -> bool:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     return all(
-        what in limits
-        and not _is_same(limits[what], 0)
-        and (what not in requests or _is_same(requests[what], limits[what]))
+        bool(limit := amount(limits.get(what, 0))) and amount(requests.get(what, limits[what])) == limit
         for what in ("cpu", "memory")
     )
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if one is None:
-        return False
-    try:
-        return amount(one) == amount(other)
-    except ArithmeticError:
-        return False
 
 
 def _tcp_ports(container: Mapping[str, Any]) -> list[int]:
