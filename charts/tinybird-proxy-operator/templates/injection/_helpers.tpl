@@ -69,6 +69,11 @@ matchExpressions:
 {{- if and (ne .Values.injection "None") .Values.watchNamespaces }}
 {{- fail "injection: must be None with watchNamespaces, for what injects sidecars is the whole cluster's and this release gets rights in its namespaces only" }}
 {{- end }}
+{{- /* Every cluster serves v1/Pod; where even that is not known, helm renders without one, and nothing can be said. */}}
+{{- $known := .Capabilities.APIVersions.Has "v1/Pod" }}
+{{- if and (eq .Values.injection "Policy") $known (not (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")) }}
+{{- fail (printf "injection: must be Webhook here, for Policy needs MutatingAdmissionPolicy of admissionregistration.k8s.io/v1, which Kubernetes serves from 1.36 on, and this cluster (%s) does not" .Capabilities.KubeVersion.Version) }}
+{{- end }}
 {{- if and (eq .Values.injection "None") (eq .Values.injectionFailurePolicy "Fail") }}
 {{- fail "injectionFailurePolicy: must be Ignore with injection None, or every pod that asks for a sidecar would be refused" }}
 {{- end }}
