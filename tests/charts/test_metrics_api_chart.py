@@ -14,6 +14,7 @@ from tinybird_proxy_operator.metrics_api import settings
 from tinybird_proxy_operator.metrics_api.api import PODS, PROXIES
 from tinybird_proxy_operator.metrics_api.registration import API_SERVICES
 from tinybird_proxy_operator.scaling.targets import METRICS
+from tinybird_proxy_operator.serving import settings as serving_settings
 
 VALUES = OPERATOR / "ci" / "metrics-api-values.yaml"
 NAME = "release-tinybird-proxy-operator-metrics-api"
@@ -71,7 +72,8 @@ def test_each_value_reaches_its_setting() -> None:
 
 
 def test_the_chart_sets_every_variable_that_it_reads() -> None:
-    read = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', Path(settings.__file__).read_text()))
+    sources = "".join(Path(str(module.__file__)).read_text() for module in (settings, serving_settings))
+    read = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
     assert read == set(environment(enabled()))
 
 

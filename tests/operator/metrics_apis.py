@@ -26,10 +26,10 @@ from yarl import URL
 
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.metrics_api.command import serve
-from tinybird_proxy_operator.metrics_api.connections import Limits
 from tinybird_proxy_operator.metrics_api.settings import MetricsApiSettings, from_env
 from tinybird_proxy_operator.names import API_VERSION, KIND, child_labels
 from tinybird_proxy_operator.scaling.targets import METRICS
+from tinybird_proxy_operator.serving.connections import Limits
 from tinybird_proxy_operator.testing.fake_api import FakeApi, running_api
 from tinybird_proxy_operator.testing.fake_reviews import FakeReviews
 from tinybird_proxy_operator.testing.field_owners import Object

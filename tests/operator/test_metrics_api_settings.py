@@ -4,8 +4,8 @@ import pytest
 from tests.operator.metrics_apis import ENV
 
 from tinybird_proxy_operator.errors import SettingsError
-from tinybird_proxy_operator.metrics_api.renewal import Lifetimes
 from tinybird_proxy_operator.metrics_api.settings import MetricsApiSettings, from_env
+from tinybird_proxy_operator.serving.renewal import Lifetimes
 
 LEAST = {key: ENV[key] for key in ("POD_NAMESPACE", "SERVICE_NAME", "CLUSTER_ROLE", "CERTIFICATE_SECRET")}
 

@@ -12,12 +12,12 @@ from tests.operator.test_metrics_api_authentication import Clock
 
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.metrics_api.authentication import Authenticator
-from tinybird_proxy_operator.metrics_api.certificates import is_signed_by
 from tinybird_proxy_operator.metrics_api.registration import API_SERVICES
-from tinybird_proxy_operator.metrics_api.renewal import Issued, from_data
 from tinybird_proxy_operator.metrics_api.telemetry import Standing
-from tinybird_proxy_operator.metrics_api.tls import ServerTLS
 from tinybird_proxy_operator.metrics_api.upkeep import REGISTERED, Upkeep
+from tinybird_proxy_operator.serving.certificates import is_signed_by
+from tinybird_proxy_operator.serving.renewal import Issued, from_data
+from tinybird_proxy_operator.serving.tls import ServerTLS
 from tinybird_proxy_operator.testing.fake_api import FakeApi
 from tinybird_proxy_operator.testing.field_owners import fields_of, owned_by
 
@@ -300,19 +300,3 @@ async def test_a_changed_client_ca_is_used_at_the_next_look(on: FakeApi, kube: K
     turned_on(on, ClientCA())
     await replica.look()
     assert replica.tls._in_use is not in_use
-
-
-@pytest.mark.looptime(idle_timeout=1)
-async def test_it_looks_more_often_while_nothing_can_be_answered(on: FakeApi, kube: Kube) -> None:
-    loop, clock = asyncio.get_running_loop(), Clock()
-    replica, looks = Replica(kube, clock, CERTIFICATE_LIFETIME_SECONDS="3600", CERTIFICATE_OVERLAP_SECONDS="600"), []
-
-    async def look() -> None:
-        looks.append(loop.time())
-        replica.standing.not_ready = "no rights yet" if len(looks) < 3 else None
-
-    replica.upkeep.look = look  # type: ignore[method-assign]
-    running = asyncio.create_task(replica.upkeep.run())
-    await asyncio.sleep(20)
-    running.cancel()
-    assert looks == [0, 2, 4, 14]

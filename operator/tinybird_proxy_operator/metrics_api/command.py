@@ -21,16 +21,18 @@ from tinybird_proxy_operator.kube import Kube, kubernetes_connection
 from tinybird_proxy_operator.logs import set_up_logging
 from tinybird_proxy_operator.metrics_api.authentication import Authenticator
 from tinybird_proxy_operator.metrics_api.authorization import Authorizer
-from tinybird_proxy_operator.metrics_api.connections import BoundedSite, Limits
 from tinybird_proxy_operator.metrics_api.inventory import Inventories
 from tinybird_proxy_operator.metrics_api.scrape import PODS_AT_ONCE, Scraper
 from tinybird_proxy_operator.metrics_api.server import Server, app_runner
 from tinybird_proxy_operator.metrics_api.settings import MetricsApiSettings, from_env
 from tinybird_proxy_operator.metrics_api.telemetry import Standing, Telemetry
-from tinybird_proxy_operator.metrics_api.tls import ServerTLS
-from tinybird_proxy_operator.metrics_api.upkeep import Upkeep, self_check
+from tinybird_proxy_operator.metrics_api.upkeep import Upkeep
 from tinybird_proxy_operator.metrics_api.values import Values
 from tinybird_proxy_operator.names import ADMIN_PORT
+from tinybird_proxy_operator.serving.connections import Limits
+from tinybird_proxy_operator.serving.listening import listen
+from tinybird_proxy_operator.serving.self_check import self_check
+from tinybird_proxy_operator.serving.tls import ServerTLS
 
 CONFIGURATION_STATUS: Final = 2
 # So long nothing comes to an end after SIGTERM, while the Service's endpoints and the nodes' rules forget the pod.
@@ -100,8 +102,8 @@ async def serve(
             stack.push_async_callback(closing.close)
         server = Server(authenticator, authorizer, Values(inventories, scraper), count=answered)
         probes = web.AppRunner(Telemetry(standing, utc_now=utc_now).app(), access_log=None)
-        metrics_port = await _listen(stack, probes, host, settings.metrics_port, tls=None)
-        port = await _listen(stack, app_runner(server, limits), host, settings.port, tls=tls)
+        metrics_port = await listen(stack, probes, host, settings.metrics_port)
+        port = await listen(stack, app_runner(server, limits), host, settings.port, tls=tls)
         upkeep = Upkeep(
             kube,
             settings,
@@ -122,14 +124,3 @@ async def serve(
         standing.not_ready = "It stops."
         _log.info("stopping")
         await asyncio.sleep(unready_s)
-
-
-async def _listen(
-    stack: AsyncExitStack, runner: web.BaseRunner, host: str | None, port: int, *, tls: ServerTLS | None
-) -> int:
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port) if tls is None else BoundedSite(runner, host, port, ssl_context=tls.context)
-    await site.start()
-    found: int = runner.addresses[0][1]
-    return found

@@ -15,8 +15,8 @@ from tinybird_proxy_operator.metrics_api.api import (
 )
 from tinybird_proxy_operator.metrics_api.authentication import Authenticator, peer_of
 from tinybird_proxy_operator.metrics_api.authorization import ALWAYS_ALLOWED, Authorizer, attributes
-from tinybird_proxy_operator.metrics_api.connections import BoundedServer, Limits
 from tinybird_proxy_operator.metrics_api.values import Values
+from tinybird_proxy_operator.serving.connections import BoundedServer, Limits
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from tinybird_proxy_operator.serving.probes import probes_app
 
 _PREFIX = "tinybird_proxy_metrics_api_"
 
@@ -60,28 +61,9 @@ class Telemetry(Collector):
 
     def app(self) -> web.Application:
         """``/metrics``, ``/healthz``, ``/livez``, and ``/readyz``, which does not depend on being registered."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        app = web.Application()
-
-        async def metrics(request: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-        async def healthz(request: web.Request) -> web.Response:
-            return web.json_response({"live": True})
-
-        async def readyz(request: web.Request) -> web.Response:
-            why_not = self._standing.not_ready
-            body = {
-                "ready": why_not is None,
-                "message": why_not or "Ready.",
-                "registered": self._standing.registered,
-                "registration": self._standing.sentence,
-            }
-            return web.json_response(body, status=200 if why_not is None else 503)
-
-        app.router.add_get("/metrics", metrics)
-        app.router.add_get("/healthz", healthz)
-        app.router.add_get("/livez", healthz)
-        app.router.add_get("/readyz", readyz)
-        return app
+        standing = self._standing
+        return probes_app(
+            self,
+            why_not_ready=lambda: standing.not_ready,
+            more=lambda: {"registered": standing.registered, "registration": standing.sentence},
+        )

@@ -11,7 +11,7 @@ import ssl
 import tempfile
 from pathlib import Path
 
-from tinybird_proxy_operator.metrics_api.certificates import Pair
+from tinybird_proxy_operator.serving.certificates import Pair
 
 
 class ServerTLS:

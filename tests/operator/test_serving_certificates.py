@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from tinybird_proxy_operator.metrics_api.certificates import (
+from tinybird_proxy_operator.serving.certificates import (
     Pair,
     ends_at,
     fits,

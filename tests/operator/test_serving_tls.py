@@ -13,8 +13,8 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.operator.metrics_apis import ClientCA, client_context
 
-from tinybird_proxy_operator.metrics_api.certificates import Pair, make_authority, make_serving
-from tinybird_proxy_operator.metrics_api.tls import ServerTLS
+from tinybird_proxy_operator.serving.certificates import Pair, make_authority, make_serving
+from tinybird_proxy_operator.serving.tls import ServerTLS
 
 NAMES = ("metrics.system.svc",)
 REFUSED = (ConnectionError, ssl.SSLError)

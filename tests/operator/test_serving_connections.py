@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.operator.metrics_apis import Running, running
 
-from tinybird_proxy_operator.metrics_api.connections import Limits
+from tinybird_proxy_operator.serving.connections import Limits
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

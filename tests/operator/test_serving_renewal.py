@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tinybird_proxy_operator.metrics_api.certificates import ends_at, is_signed_by
-from tinybird_proxy_operator.metrics_api.renewal import Issued, Lifetimes, advance, from_data, to_data
+from tinybird_proxy_operator.serving.certificates import ends_at, is_signed_by
+from tinybird_proxy_operator.serving.renewal import Issued, Lifetimes, advance, from_data, to_data
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NAMES = ("metrics.system.svc", "metrics")

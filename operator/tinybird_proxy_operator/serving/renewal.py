@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from tinybird_proxy_operator.metrics_api.certificates import (
+from tinybird_proxy_operator.serving.certificates import (
     Pair,
     ends_at,
     fits,
