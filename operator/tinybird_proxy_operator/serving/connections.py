@@ -1,29 +1,35 @@
 """Connections that are bounded in number and in time, for who has no token yet can open them too.
 
-Each serves one request, see ``server``. A TLS connection takes a quarter of a megabyte before a byte of it is read.
+Each serves one request, see ``server`` of who uses this. A TLS connection takes a quarter of a megabyte before a byte
+of it is read, so it counts from the moment it is there, and not from its handshake on.
 """
 
 import asyncio
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 
-HANDSHAKE_TIMEOUT_S: Final = 5.0
+from tinybird_proxy_operator.serving.tls import ServerTLS
+
+# For a client to say goodbye too.
+_SHUTDOWN_TIMEOUT_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """``head_s``: until a whole request has come; ``whole_s``: until its answer has been taken."""
+    """``head_s``: from the handshake until a whole request has come; ``whole_s``: until its answer has been taken."""
 
     connections: int = 200
+    handshake_s: int = 5
     head_s: float = 10.0
     whole_s: float = 30.0
 
 
 class _Connection(web.RequestHandler):
-    """One client's. It ends at the time limit, whatever it is doing."""
+    """What comes over one client's TLS. It ends at the time limit, whatever it is doing."""
 
     __slots__ = ("_ending", "_limits")
 
@@ -34,10 +40,7 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if len(self._manager.connections) > self._limits.connections:  # type: ignore[union-attr]
-            self._end()
-        else:
-            self._ending = asyncio.get_running_loop().call_later(self._limits.head_s, self._end)
+        self._ending = asyncio.get_running_loop().call_later(self._limits.head_s, self._end)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._ending is not None:
@@ -56,7 +59,7 @@ class _Connection(web.RequestHandler):
 
 
 class BoundedServer(web.Server):
-    """Makes them."""
+    """Makes them. ``BoundedSite`` is where they come from."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: Limits) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -65,22 +68,55 @@ class BoundedServer(web.Server):
             return await handler(request)
 
         super().__init__(handle)
-        self._limits = limits
+        self.limits = limits
 
     def __call__(self) -> web.RequestHandler:
         """The protocol of a new connection."""
-        return _Connection(self, self._limits)
+        return _Connection(self, self.limits)
+
+
+class _Arrival(SSLProtocol):
+    """One client's TLS, which has a place from the first moment to the last. Without a free one it is ended at once.
+
+    asyncio makes the same protocol for a server with an SSLContext, and tells nobody before the handshake is over.
+    """
+
+    def __init__(self, taken: set["_Arrival"], limits: Limits, inner: asyncio.Protocol, tls: ServerTLS) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            inner,
+            tls.context,
+            None,  # type: ignore[arg-type] # nobody waits for the handshake
+            server_side=True,
+            ssl_handshake_timeout=limits.handshake_s,
+            ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
+        )
+        self._taken = taken
+        self._places = limits.connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if len(self._taken) < self._places:
+            self._taken.add(self)
+            super().connection_made(transport)
+        elif isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._taken.discard(self)
+        super().connection_lost(exc)
 
 
 class BoundedSite(web.BaseSite):
-    """Like ``web.TCPSite``, but a handshake has its time too."""
+    """Like ``web.TCPSite`` with TLS, for a runner of a ``BoundedServer``."""
 
-    __slots__ = ("_host", "_port")
+    __slots__ = ("_host", "_port", "_taken", "_tls")
 
-    def __init__(self, runner: web.BaseRunner, host: str | None, port: int, *, ssl_context: Any) -> None:
-        super().__init__(runner, ssl_context=ssl_context)
+    def __init__(self, runner: web.BaseRunner, host: str | None, port: int, *, tls: ServerTLS) -> None:
+        super().__init__(runner)
         self._host = host
         self._port = port
+        self._tls = tls
+        self._taken: set[_Arrival] = set()
 
     @property
     def name(self) -> str:
@@ -90,12 +126,12 @@ class BoundedSite(web.BaseSite):
     async def start(self) -> None:
         """Listen."""
         await super().start()
-        assert self._runner.server is not None  # noqa: S101 - the runner was set up
+        server = self._runner.server
+        assert isinstance(server, BoundedServer)  # noqa: S101 - the runner was set up
+
+        def arrival() -> _Arrival:
+            return _Arrival(self._taken, server.limits, server(), self._tls)
+
         self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            backlog=self._backlog,
+            arrival, self._host, self._port, backlog=self._backlog
         )

@@ -14,7 +14,7 @@ async def listen(
     """Listen on ``host``, None: every address. Returns the port, for ``port`` may be 0."""
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port) if tls is None else BoundedSite(runner, host, port, ssl_context=tls.context)
+    site = web.TCPSite(runner, host, port) if tls is None else BoundedSite(runner, host, port, tls=tls)
     await site.start()
     found: int = runner.addresses[0][1]
     return found
