@@ -80,9 +80,15 @@ class Proxies:
 @asynccontextmanager
 async def running_proxies() -> AsyncIterator[Proxies]:
     """Proxies until the block ends."""
-    proxies = Proxies()
-    app = web.Application()
+    proxies, app = Proxies(), web.Application()
     app.router.add_get("/status", proxies.handle)
+    async with running(app, proxies):
+        yield proxies
+
+
+@asynccontextmanager
+async def running(app: web.Application, proxies: Proxies) -> AsyncIterator[None]:
+    """``app`` on every address of ``proxies``, until the block ends."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -90,7 +96,7 @@ async def running_proxies() -> AsyncIterator[Proxies]:
             site = socket.create_server((ip, proxies.port))
             proxies.port = site.getsockname()[1]
             await web.SockSite(runner, site).start()
-        yield proxies
+        yield
     finally:
         await runner.cleanup()
 

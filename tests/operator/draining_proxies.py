@@ -1,12 +1,11 @@
 """Proxies for tests that take the order to drain and to serve again, with the admin token."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
-from tests.operator.clusters import IPS, Proxies, report, stuck
+from tests.operator.clusters import IPS, Proxies, report, running, stuck
 
 
 @dataclass(slots=True)
@@ -83,18 +82,9 @@ def _state(buffer: Buffer) -> dict[str, bool | int]:
 @asynccontextmanager
 async def running_drainable() -> AsyncIterator[Drainable]:
     """Proxies until the block ends."""
-    proxies = Drainable()
-    app = web.Application()
+    proxies, app = Drainable(), web.Application()
     app.router.add_get("/status", proxies.handle)
     app.router.add_post("/drain", proxies.handle)
     app.router.add_delete("/drain", proxies.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        for ip in IPS:
-            site = socket.create_server((ip, proxies.port))
-            proxies.port = site.getsockname()[1]
-            await web.SockSite(runner, site).start()
+    async with running(app, proxies):
         yield proxies
-    finally:
-        await runner.cleanup()
