@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from tinybird_proxy.app.exit_status import ExitStatus
-from tinybird_proxy.app.last_words import LOG_INTERVAL_S, LastWords
+from tinybird_proxy.app.last_words import LOG_INTERVAL_S, MESSAGE_MAX_BYTES, LastWords
 from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.testing.fake_upstream import FakeUpstream, Script, after, unreachable
 from tinybird_proxy.testing.pipelines import Client, Setup, numbered
@@ -84,8 +86,8 @@ async def test_each_line_of_a_stop_says_how_many_rows_why_and_how_much_time_is_l
     assert all(why.startswith(reason) for why in lost["because"].values())
     summary = message.read_text()
     assert summary.startswith("4 rows lost, ")
-    assert f"; hits: {reason}" in summary
-    assert f"; clicks: {reason}" in summary
+    assert f"; hits: 3 rows, {reason}" in summary
+    assert f"; clicks: 1 row, {reason}" in summary
 
 
 async def test_rows_that_are_merely_slow_are_explained_too_and_are_no_warning_yet(
@@ -127,7 +129,7 @@ async def test_rows_of_a_batch_that_was_being_searched_are_lost_for_what_tinybir
     assert LastWords(pipeline, message, deadline=0.0).farewell() is ExitStatus.ROWS_LOST
     ((_, lost),) = told(caplog, "stopped with rows lost")
     assert "400" in lost["because"]["hits"]
-    assert f"; hits: {lost['because']['hits']}" in message.read_text()
+    assert f"; hits: {lost['data_sources']['hits']} rows, {lost['because']['hits']}" in message.read_text()
 
 
 async def test_dead_letters_in_memory_are_warned_of_at_once_and_counted_as_lost(
@@ -138,6 +140,8 @@ async def test_dead_letters_in_memory_are_warned_of_at_once_and_counted_as_lost(
         pass
     ((level, fields),) = told(caplog, "stopping: dead letters are in memory only and will be lost; export them now")
     assert (level, fields["rows"]) == (logging.WARNING, 4)
+    at_risk = "0 rows were not delivered and 4 rows of dead letters not saved when this was written\n"
+    assert message.read_text() == at_risk
     assert words.farewell() is ExitStatus.ROWS_LOST
     assert message.read_text() == "0 rows lost; 4 rows of dead letters lost\n"
 
@@ -154,6 +158,66 @@ async def test_a_stop_with_nothing_left_says_that_and_no_reason(
     assert words.farewell() is ExitStatus.NOTHING_LOST
     ((level, fields),) = told(caplog, "stopped")
     assert (level, fields["balances"]) == (logging.INFO, True)
+
+
+@asynccontextmanager
+async def many_data_sources(count: int, tmp_path: Path) -> AsyncIterator[LastWords]:
+    """So many with one row each, the first with two, and then a Tinybird that is not there."""
+    (message := tmp_path / "termination-log").touch()
+    tinybird = FakeUpstream()
+    async with Setup(max_destinations=count).pipeline(tinybird).running() as pipeline:
+        clients = [Client(pipeline, f"data_source_{n}") for n in range(count)]
+        await asyncio.gather(*(client.confirm() for client in clients))
+        tinybird.will(then=unreachable())
+        for client in [*clients, clients[-1]]:
+            assert client.offer(numbered([0])) is None
+        yield LastWords(pipeline, message, deadline=pipeline.surroundings.now())
+
+
+async def test_the_words_about_a_thousand_data_sources_fit_and_their_numbers_come_first(tmp_path: Path) -> None:
+    async with many_data_sources(1000, tmp_path) as words:
+        words.at_risk(1001)
+        text = (tmp_path / "termination-log").read_text()
+        assert text.startswith("1,001 rows were not delivered when this was written")
+    assert words.farewell() is ExitStatus.ROWS_LOST
+    data = (tmp_path / "termination-log").read_bytes()
+    assert len(data) <= MESSAGE_MAX_BYTES
+    assert data.startswith(b"1,001 rows lost, 0 of them may have arrived; data_source_999: 2 rows, ")
+    named = data.count(b"; data_source_")
+    assert named > 10
+    assert data.endswith(f"; and {1000 - named} more data sources\n".encode())
+
+
+async def test_a_shorter_word_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+    (message := tmp_path / "termination-log").write_text("x" * 3000)
+    async with stopping(tmp_path, 200, rows=0) as (_, words):
+        words.at_risk(0)
+        assert message.read_text() == "0 rows were not delivered when this was written\n"
+
+
+async def test_there_is_no_moment_at_which_the_message_is_empty(tmp_path: Path) -> None:
+    """SIGKILL may come at any moment: whoever looks finds the old word or the new one."""
+    (message := tmp_path / "termination-log").touch()
+    async with stopping(tmp_path, 200, rows=0) as (_, words):
+        words.at_risk(1)
+        seen: set[str] = set()
+        with ThreadPoolExecutor(1) as looking:
+            stop = threading.Event()
+
+            def look() -> None:
+                while not stop.is_set():
+                    seen.add(message.read_text().partition("\n")[0])
+
+            looked = looking.submit(look)
+            for rows in range(2, 3000):
+                words.at_risk(rows)
+            stop.set()
+            looked.result()
+    assert len(seen) > 10
+    wrong = [
+        text for text in seen if not re.match(r"[\d,]+ rows? (was|were) not delivered when this was written", text)
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("damage", ["accepted", "letters_deleted", "row_count"])

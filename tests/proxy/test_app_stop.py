@@ -29,6 +29,8 @@ from tests.proxy.running import (
 
 from tinybird_proxy.app.exit_status import ExitStatus
 from tinybird_proxy.app.last_words import LastWords
+from tinybird_proxy.app.run import drain
+from tinybird_proxy.config import from_env
 from tinybird_proxy.emulator import Fault, TokenEntry
 
 LATER = {"FLUSH_INTERVAL": "1h"}
@@ -320,7 +322,7 @@ async def test_the_termination_message_counts_what_is_at_risk_and_names_what_was
         )
     assert words.farewell() is ExitStatus.ROWS_LOST
     # A last attempt is in flight or not.
-    text = r"4 rows lost, [0-4] of them may have arrived: {'hits': 4}; hits: Tinybird is unavailable for now \(503.*\n"
+    text = r"4 rows lost, [0-4] of them may have arrived; hits: 4 rows, Tinybird is unavailable for now \(503.*\n"
     assert re.fullmatch(text, message.read_text())
     (record,) = [record for record in caplog.records if record.getMessage() == "stopped with rows lost"]
     assert record.__dict__["fields"]["data_sources"] == {"hits": 4}
@@ -343,6 +345,38 @@ async def test_the_termination_message_says_so_when_nothing_was_lost(tmp_path: P
     assert seen[-1] == "0 rows were not delivered when this was written\n"
     assert words.farewell() is ExitStatus.NOTHING_LOST
     assert message.read_text() == "0 rows lost\n"
+
+
+@pytest.mark.parametrize("on_request_first", [False, True], ids=["at once", "after a drain on request"])
+async def test_the_termination_message_counts_the_rows_that_come_and_go_during_the_delay(
+    on_request_first: bool, tmp_path: Path
+) -> None:
+    (message := tmp_path / "termination-log").touch()
+
+    def says(rows: int) -> bool:
+        return message.read_text().startswith(f"{rows} rows were not delivered when this was written")
+
+    env = {"DRAIN_DELAY": "1h", "SHUTDOWN_TIMEOUT": "2h"}
+    async with running_world(**env) as world:
+        assert (await post(world.port)).status == 202
+        await world.tinybird.wait_for_rows("hits", 1)
+        world.tinybird.set_faults(Fault(status=503))
+        if on_request_first:
+            assert (await ask(world.proxy.admin_port, "/drain", headers=DRAIN)).status == 202
+        words = LastWords(world.proxy.pipeline, message, deadline=asyncio.get_running_loop().time() + 7200)
+        stop_now = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(drain(from_env(environment(world.tinybird.url, **env)), world.proxy, stop_now, words))
+            await until(lambda: says(0))
+            assert (await post(world.port, body=b"{}\n{}\n{}")).status == 202
+            await until(lambda: says(3))
+            assert not world.proxy.availability.refusing
+            world.tinybird.set_faults()
+            world.proxy.pipeline.probe_all()
+            await until(lambda: says(0))
+            assert not world.proxy.availability.refusing
+            stop_now.set()
+    assert words.farewell() is ExitStatus.NOTHING_LOST
 
 
 async def test_without_a_termination_log_none_is_made(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ TRACER_CLOSE_S = 3.0
 # Both once SHUTDOWN_TIMEOUT is over, and the first one twice: less than the 5 s that most leave before SIGKILL.
 HANDLERS_END_S = 1.0
 ADMIN_HANDLERS_END_S = 0.5
+# So long a row that came after SIGTERM may be missing in the termination message, if SIGKILL comes in DRAIN_DELAY.
+COUNT_AT_RISK_S = 0.02
 # The admin port: for probes, a scraper and a person or two. An idle connection outlives the usual scrape interval.
 ADMIN_KEEPALIVE_S = 75.0
 ADMIN_MAX_CONNECTIONS = 64
@@ -245,22 +247,26 @@ async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
         words = LastWords(
             proxy.pipeline, Path("/dev/termination-log"), deadline=loop.time() + config.shutdown_timeout_s
         )
-        await _drain(config, proxy, stop_now, words)
+        await drain(config, proxy, stop_now, words)
     return words.farewell()
 
 
-async def _drain(config: Config, proxy: Proxy, stop_now: asyncio.Event, words: LastWords) -> None:
-    """Unready, the delay, refuse, send everything: all within SHUTDOWN_TIMEOUT from the signal."""
+async def drain(config: Config, proxy: Proxy, stop_now: asyncio.Event, words: LastWords) -> None:
+    """Unready, the delay, refuse, send everything: all within SHUTDOWN_TIMEOUT from the signal.
+
+    ``words`` hear the rows at risk from the first moment on; in the delay, when rows still come, with a pause.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.shutdown_timeout_s
     proxy.availability.stopping = True
     words.at_risk(proxy.pipeline.buffered_rows())
     proxy.availability.begin_drain()
     if config.drain_delay_s > 0:
-        since = proxy.availability.draining_since or loop.time()
-        left_s = since + config.drain_delay_s - loop.time()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop_now.wait(), max(0.0, left_s))
+        refuse_at = (proxy.availability.draining_since or loop.time()) + config.drain_delay_s
+        while (left_s := refuse_at - loop.time()) > 0 and not stop_now.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop_now.wait(), min(left_s, COUNT_AT_RISK_S))
+            words.at_risk(proxy.pipeline.buffered_rows())
     proxy.availability.refuse()
     async with nullcontext() if proxy.self_metrics is None else proxy.self_metrics.finishing(deadline, stop_now):
         await proxy.pipeline.drain(deadline, stop_now=stop_now, report=words.at_risk)
