@@ -108,7 +108,7 @@ async def run(settings: OperatorSettings) -> int:
         reconciler = make_reconciler(kube, session, settings, loop.time)
         stack.push_async_callback(reconciler.close)
         changed = noticing(reconciler, queue)
-        watches = handlers.Watches(changed=changed, alive=heard)
+        watches = handlers.Watches(changed=changed, alive=heard, saw_pod=reconciler.lost.saw)
         telemetry = Telemetry(
             meters,
             queue_depth=lambda: len(queue),

@@ -298,6 +298,10 @@ def show(diagnosis: Diagnosis) -> None:
         line("")
         line("IF IT WERE DELETED NOW", "bold")
         line(diagnosis.loss.sentence, indent=2)
+    if diagnosis.lost_so_far is not None:
+        line("")
+        line("LOST SO FAR", "bold")
+        line(diagnosis.lost_so_far, indent=2)
     if diagnosis.not_known:
         line("")
         line("NOT KNOWN", "bold")

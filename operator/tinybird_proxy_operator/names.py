@@ -183,6 +183,7 @@ class Reason(StrEnum):
     WRONG_POD_REMOVED = "WrongPodRemoved"
     DRAIN_DEADLINE_EXCEEDED = "DrainDeadlineExceeded"
     ROWS_DROPPED = "RowsDropped"
+    ROWS_LOST = "RowsLost"
     DEAD_LETTERS_DROPPED = "DeadLettersDropped"
     SIDECARS_CURRENT = "SidecarsCurrent"
     SIDECARS_MISSED = "SidecarsMissed"

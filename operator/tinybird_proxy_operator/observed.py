@@ -153,6 +153,7 @@ class Observed:
     same while it is scaled down. ``autoscaling`` and ``upstream_throttled``: the same of theirs, if they have one.
     In mode Sidecar: ``sidecar``: what pods get, None: nothing; ``sidecars``: how many of the pods that ask for it have
     it; ``sidecars_current``: that condition. ``pods``: those that have one.
+    ``lost``: what ended processes lost so far, as the status says it.
     """
 
     wanted_replicas: int | None
@@ -174,6 +175,7 @@ class Observed:
     sidecar: Mapping[str, Any] | None = None
     sidecars: Mapping[str, int] | None = None
     sidecars_current: tuple[str, Reason, str] | None = None
+    lost: Mapping[str, Any] | None = None
 
 
 def accepted_by(observed: Observed) -> dict[str, str | None] | None:

@@ -23,6 +23,7 @@ from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, Namespa
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
+from tinybird_proxy_operator.lost_rows import LostRows
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.names import KIND, Reason
 from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, accepted_by, read_workload
@@ -57,6 +58,7 @@ class Reconciler:
     utc_now: Callable[[], datetime]
     now: Callable[[], float]
     deletions: deletion.Deletions = field(init=False)
+    lost: LostRows = field(init=False)
     _figures_at: dict[Key, float] = field(default_factory=dict)
     _changed: set[Key] = field(default_factory=set)
     _in_order: dict[Key, tuple[_Asked, bool]] = field(default_factory=dict)  # what is all applied; or but an upgrade
@@ -71,6 +73,7 @@ class Reconciler:
     _sidecars: SidecarLooks = field(init=False)
 
     def __post_init__(self) -> None:
+        self.lost = LostRows(self.events)
         self._rotations = Rotations(self.kube, self.events, self.make_token, self.utc_now, self.now)
         self._rollouts = Rollouts(self.kube, self.events, self.settings, self.utc_now, self.now)
         self._shrinks = Shrinks(self.kube, self.pods, self.events, self.utc_now, self.now)
@@ -101,9 +104,12 @@ class Reconciler:
         if body is not None and "deletionTimestamp" in body["metadata"]:
             return await self._delete(key, body)
         if body is None or controller_class != self.settings.controller_class:
+            if body is not None:
+                self.lost.forget(key)
             self._forget(key)
             return None if body is None else await self._let_go(key, body)
         if self._ending.get(key) == body["metadata"]["uid"]:
+            self.lost.gone(key)
             return None
         try:
             return await self._look(key, body)
@@ -149,6 +155,7 @@ class Reconciler:
         self._in_order.pop(key, None)
         self._ending.pop(key, None)
         self._held.pop(key, None)
+        self.lost.gone(key)
         self._rotations.forget(key)
         self._rollouts.forget(key)
         self._shrinks.forget(key)
@@ -170,6 +177,7 @@ class Reconciler:
         """Wait until its pods have delivered, then let it go. Whatever was applied stays as it is until then."""
         self._rollouts.forget(key)
         if (body.get("spec") or {}).get("controllerClass", "") != self.settings.controller_class:
+            self.lost.forget(key)
             self._forget(key)
             return await self._let_go(key, body)
         if deletion.at_once(body) is deletion.Release.ORPHANED and deletion.is_held(
@@ -304,7 +312,7 @@ class Reconciler:
         old = body.get("status") or {}
         observed = self._autoscalers.saw(key, old, observed)
         at = self.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = make_status(proxy, observed, old, now=at)
+        status = make_status(proxy, replace(observed, lost=self.lost.judge(key, body)), old, now=at)
         now = self.now()
         figures_due = now - self._figures_at.get(key, float("-inf")) >= FIGURES_S
         if differs(status, old) or (figures_due and status != old):
@@ -314,6 +322,8 @@ class Reconciler:
                 return 0.0  # deleted meanwhile, and perhaps made again
             self._figures_at[key] = now
         await tell(self.events, proxy, observed, status)
+        if await self.lost.tell(key, proxy):
+            return 0.0
         tried = observed.preflight
         workload = observed.workload
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))

@@ -83,6 +83,8 @@ def make_status(proxy: Proxy, observed: Observed, old: Mapping[str, Any], *, now
             "podsUnknown": len(observed.pods) - len(reports),
             **_candidate(reports, observed.expected_token_hash),
         }
+    if observed.lost is not None:
+        status["lost"] = dict(observed.lost)
     return status
 
 

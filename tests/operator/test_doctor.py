@@ -339,6 +339,25 @@ def test_long_last_words_are_told_from_their_end() -> None:
     assert len(finding.why) < 600
 
 
+def test_the_proxys_own_last_words_are_told_from_their_beginning_which_says_what_was_lost() -> None:
+    said = "12 rows lost, 3 of them may have arrived; hits: 12 rows, " + "x" * 5000
+    finding = found(facts(pod(answers=False, container={"state": {"terminated": {"message": said}}})), "CrashLoop")
+    assert "Its last words: 12 rows lost, 3 of them may have arrived; hits" in finding.why
+    assert len(finding.why) < 600
+
+
+def test_what_ended_pods_lost_is_told_as_the_status_has_it() -> None:
+    lost = {"rows": 1200, "inDoubtRows": 3, "deadLetterRows": 1}
+    recent = [{"pod": "events-1-0", "at": "2026-01-01T00:00:00Z", "rows": 1}]
+    recent += [{"pod": "events-1-1", "at": "2026-01-01T00:00:09Z", "rows": 2}]
+    told = diagnose(facts(body={**body(), "status": {**body()["status"], "lost": {**lost, "recent": recent}}}))
+    assert told.lost_so_far == (
+        "1,200 rows since the resource was made, 3 of them may have arrived; and 1 row of dead letters."
+        " The last: events-1-1 at 2026-01-01T00:00:09Z. The Event RowsLost says why."
+    )
+    assert diagnose(facts(body=body())).lost_so_far is None
+
+
 def test_a_pod_that_ran_out_of_memory_is_told_once_although_it_runs_again() -> None:
     ended = {"reason": "OOMKilled", "exitCode": 137, "message": "900 rows were not delivered when this was written"}
     container = {"lastState": {"terminated": ended}, "restartCount": 1}

@@ -5,13 +5,16 @@ from typing import Any
 import kopf
 import pytest
 
+from tinybird_proxy_operator import handlers
 from tinybird_proxy_operator.handlers import AUTOSCALERS, CHILDREN, Watches, register
 from tinybird_proxy_operator.names import (
     FIELD_MANAGER,
     GROUP,
+    INJECTED_LABEL,
     MANAGED_BY_LABEL,
     PLURAL,
     PROXY_LABEL,
+    SIDECAR_HASH_ANNOTATION,
     USE_LABEL,
     VERSION,
 )
@@ -24,7 +27,11 @@ class Heard:
     def __init__(self) -> None:
         self.changed: list[Key] = []
         self.alive = 0
-        self.watches = Watches(changed=self.changed.append, alive=self.note)
+        self.pods: list[tuple[str, bool]] = []
+        self.watches = Watches(changed=self.changed.append, alive=self.note, saw_pod=self.saw_pod)
+
+    def saw_pod(self, body: Any, deleted: bool) -> None:
+        self.pods.append((body["metadata"]["name"], deleted))
 
     def note(self) -> None:
         self.alive += 1
@@ -142,6 +149,76 @@ def test_an_hpa_is_news_when_it_changes_and_goes_and_not_when_it_has_read_a_metr
     assert heard.alive == 5
 
 
+def test_each_event_about_a_resources_pod_is_news_and_the_pod_is_looked_at() -> None:
+    heard = Heard()
+    for deleted in (False, False, True):
+        heard.watches.pod(child(**{PROXY_LABEL: "events"}), deleted)
+    assert heard.changed == [Key("shop", "events")] * 3
+    assert heard.pods == [("x", False), ("x", False), ("x", True)]
+
+
+def app_pod() -> Any:
+    sidecar = {"name": "tinybird-proxy", "state": {"running": {}}, "ready": True, "restartCount": 0}
+    status = {
+        "phase": "Running",
+        "initContainerStatuses": [sidecar],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
+    metadata = {"name": "web-0", "namespace": "shop", "uid": "u", "labels": {INJECTED_LABEL: "side"}}
+    return {"metadata": {**metadata, "annotations": {SIDECAR_HASH_ANNOTATION: "1"}}, "status": status}
+
+
+def test_an_event_about_an_apps_pod_is_news_if_it_concerns_its_sidecar() -> None:
+    heard, pod = Heard(), app_pod()
+    heard.watches.app_pod(pod, False)
+    assert heard.changed == [Key("shop", "side")]
+    status, metadata = pod["status"], pod["metadata"]
+    condition = {"type": "Other", "status": "True"}
+    web = {"name": "web", "state": {"terminated": {"finishedAt": "2026-01-01T00:00:00Z"}}}
+    for nothing in (
+        {**pod, "metadata": {**metadata, "resourceVersion": "7", "annotations": {**metadata["annotations"], "a": "b"}}},
+        {**pod, "status": {**status, "podIP": "10.0.0.1", "conditions": [condition, *status["conditions"]]}},
+        {**pod, "status": {**status, "containerStatuses": [web]}},
+    ):
+        heard.watches.app_pod(nothing, False)
+    assert heard.changed == [Key("shop", "side")]
+    assert heard.pods == [("web-0", False)]
+    [sidecar] = status["initContainerStatuses"]
+    end = {"terminated": {"finishedAt": "2026-01-01T00:00:09Z"}}
+    news: list[Any] = [
+        {**pod, "metadata": {**metadata, "deletionTimestamp": "2026-01-01T00:00:00Z"}},
+        {**pod, "metadata": {**metadata, "annotations": {SIDECAR_HASH_ANNOTATION: "2"}}},
+        {**pod, "metadata": {**metadata, "labels": {**metadata["labels"], "a": "b"}}},
+        {**pod, "status": {**status, "phase": "Succeeded"}},
+        {**pod, "status": {**status, "conditions": [{"type": "Ready", "status": "False"}]}},
+        {**pod, "status": {**status, "initContainerStatuses": [{**sidecar, "state": end}]}},
+        {**pod, "status": {**status, "initContainerStatuses": [{**sidecar, "lastState": end, "restartCount": 1}]}},
+    ]
+    for body in news:
+        heard.watches.app_pod(body, False)
+    heard.watches.app_pod(pod, True)
+    assert heard.changed == [Key("shop", "side")] * (2 + len(news))
+    assert heard.pods[-1] == ("web-0", True)
+    assert heard.alive == 5 + len(news)
+
+
+def test_of_apps_pods_no_more_are_remembered_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "APP_PODS_MAX", 2)
+    heard = Heard()
+    for uid in ("a", "b", "c", "c", "a"):
+        pod = app_pod()
+        pod["metadata"]["uid"] = uid
+        heard.watches.app_pod(pod, False)
+    assert len(heard.changed) == 4
+
+
+@pytest.mark.parametrize("status", [None, {}, {"conditions": None, "initContainerStatuses": None}])
+def test_an_apps_pod_without_a_status_is_about_its_resource_too(status: Any) -> None:
+    heard = Heard()
+    heard.watches.app_pod({"metadata": {**app_pod()["metadata"], "annotations": None}, "status": status}, False)
+    assert heard.changed == [Key("shop", "side")]
+
+
 def registered() -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     register(registry, Heard().watches)
@@ -159,10 +236,9 @@ def test_kopf_watches_the_resource_its_children_their_pods_and_shared_secrets_an
     ours = {MANAGED_BY_LABEL: FIELD_MANAGER}
     assert found == {
         (GROUP, VERSION, PLURAL, "register.<locals>.on_resource"): {},
-        **{
-            (group, version, plural, f"child-{plural}"): {PROXY_LABEL: kopf.PRESENT} if plural == "pods" else ours
-            for group, version, plural in CHILDREN
-        },
+        **{(group, version, plural, f"child-{plural}"): ours for group, version, plural in CHILDREN},
+        ("", "v1", "pods", "child-pods"): {PROXY_LABEL: kopf.PRESENT},
+        ("", "v1", "pods", "app-pods"): {INJECTED_LABEL: kopf.PRESENT},
         (*AUTOSCALERS, "autoscalers"): ours,
         ("", "v1", "secrets", "shared"): {USE_LABEL: kopf.PRESENT},
         ("", "v1", "secrets", "made"): ours,
@@ -189,7 +265,7 @@ def test_what_kopf_calls_answers_nothing_and_tells_the_watches() -> None:
     bodies = {"secrets": resource("tinybird"), PLURAL: resource("events", secret="tinybird")}
     for handler in registry._watching.get_all_handlers():
         plural = "" if handler.selector is None else str(handler.selector.any_name)
-        body = bodies.get(plural, child(**{PROXY_LABEL: "events"}))
+        body = bodies.get(plural, child(**{PROXY_LABEL: "events", INJECTED_LABEL: "events"}))
         call: Any = handler.fn
         assert call(body=body, type="MODIFIED", labels={}) is None
     assert set(heard.changed) == {Key("shop", "events")}

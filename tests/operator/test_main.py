@@ -88,7 +88,7 @@ async def test_a_reconcile_that_does_not_end_is_ended() -> None:
 async def test_everything_known_is_looked_at_now_and_then_whatever_the_watches_say() -> None:
     loop = asyncio.get_running_loop()
     queue = WorkQueue(now=loop.time, jitter=lambda limit: limit)
-    watches = Watches(changed=lambda key: None, alive=lambda: None)
+    watches = Watches(changed=lambda key: None, alive=lambda: None, saw_pod=lambda body, deleted: None)
     for name in ("a", "b"):
         watches.resource({"metadata": {"name": name, "namespace": "shop"}}, False)
     task = asyncio.create_task(resync(queue.add, watches, 300))

@@ -197,7 +197,7 @@ async def test_a_deployment_of_an_earlier_operator_gets_its_fields_without_a_new
 async def test_the_operators_own_status_brings_no_look(cluster: Cluster) -> None:
     await in_order(cluster)
     changed: list[Key] = []
-    watches = Watches(changed=changed.append, alive=lambda: None)
+    watches = Watches(changed=changed.append, alive=lambda: None, saw_pod=lambda body, deleted: None)
     watches.resource(cluster.api.get(KIND, "events"), False)
     changed.clear()
     for minute in range(6):

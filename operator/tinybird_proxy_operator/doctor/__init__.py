@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinybird_proxy_operator.doctor.facts import Answer, Facts, Finding, Level, PodSeen, SecretSeen, read_answer
-from tinybird_proxy_operator.doctor.loss import Loss, loss_if_deleted
+from tinybird_proxy_operator.doctor.loss import Loss, loss_if_deleted, lost_so_far
 from tinybird_proxy_operator.doctor.pods import pod_findings
 from tinybird_proxy_operator.doctor.resource import (
     child_findings,
@@ -55,7 +55,10 @@ class PodLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Everything to tell. ``ready``: the condition's status; None: there is none. ``loss`` None: nothing to delete."""
+    """Everything to tell. ``ready``: the condition's status; None: there is none. ``loss`` None: nothing to delete.
+
+    ``lost_so_far``: a sentence; None: nothing was.
+    """
 
     resource: str
     healthy: bool
@@ -65,6 +68,7 @@ class Diagnosis:
     expected_token_hash: str | None
     pods: Sequence[PodLine]
     loss: Loss | None
+    lost_so_far: str | None
     not_known: Sequence[str]
 
 
@@ -90,6 +94,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         expected_token_hash=expected,
         pods=[_line(pod, expected) for pod in facts.pods or () if not pod.ended],
         loss=loss,
+        lost_so_far=None if facts.body is None else lost_so_far(facts.body.get("status") or {}),
         not_known=facts.not_known,
     )
 

@@ -1,7 +1,8 @@
-"""What would be lost if the resource were deleted now: numbers, and a sentence. Pure."""
+"""What would be lost if the resource were deleted now, and what was lost so far: numbers, and a sentence. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tinybird_proxy.health import count
 from tinybird_proxy_operator.doctor.facts import Answer, PodSeen
@@ -54,6 +55,19 @@ def loss_if_deleted(pods: Sequence[PodSeen] | None, spec: ProxySpec) -> Loss:
             )
         ),
     )
+
+
+def lost_so_far(status: Mapping[str, Any]) -> str | None:
+    """What the status says that ended processes lost; None: nothing."""
+    if not (lost := status.get("lost")):
+        return None
+    said = f"{count(lost['rows'], 'row')} since the resource was made"
+    if in_doubt := lost["inDoubtRows"]:
+        said += f", {in_doubt:,} of them may have arrived"
+    if letters := lost["deadLetterRows"]:
+        said += f"; and {count(letters, 'row')} of dead letters"
+    last = [f"{each['pod']} at {each['at']}" for each in lost.get("recent", [])][-1:]
+    return f"{said}. {''.join(f'The last: {each}. ' for each in last)}The Event RowsLost says why."
 
 
 def _flowing_rows(answer: Answer) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tinybird_proxy.health import count, duration
+from tinybird_proxy_operator import last_words
 from tinybird_proxy_operator.doctor.facts import Answer, Facts, Finding, Level, PodSeen
 from tinybird_proxy_operator.names import Reason
 from tinybird_proxy_operator.status import FILLING_RATIO
@@ -221,6 +222,8 @@ def _end_in_words(pod: PodSeen) -> str:
     how = f"{ended.get('reason') or 'It ended'}, exit status {ended.get('exitCode', 'unknown')}"
     when = f" at {ended['finishedAt']}" if ended.get("finishedAt") else ""
     words = " ".join((ended.get("message") or "").split())
-    # The end of what was said: a log that stands in for last words ends with the error.
-    words = words if len(words) <= _WORDS_MAX_CHARS else f"…{words[-_WORDS_MAX_CHARS:]}"
+    if len(words) > _WORDS_MAX_CHARS:
+        # The proxy's own begin with what was lost; a log that stands in for them ends with the error.
+        own = last_words.read(ended["message"]) is not None
+        words = f"{words[:_WORDS_MAX_CHARS]}…" if own else f"…{words[-_WORDS_MAX_CHARS:]}"
     return f"{how}{when}." + (f" Its last words: {words}" if words else " It left no last words.")
