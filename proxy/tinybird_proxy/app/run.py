@@ -59,8 +59,10 @@ TRACER_CLOSE_S = 3.0
 # Both once SHUTDOWN_TIMEOUT is over, and the first one twice: less than the 5 s that most leave before SIGKILL.
 HANDLERS_END_S = 1.0
 ADMIN_HANDLERS_END_S = 0.5
-# So long a row that came after SIGTERM may be missing in the termination message, if SIGKILL comes in DRAIN_DELAY.
+# So long a row that came after SIGTERM may be missing in the termination message, if SIGKILL comes in DRAIN_DELAY; or
+# so many times as long as it takes to count, which with a thousand destinations is some milliseconds.
 COUNT_AT_RISK_S = 0.02
+COUNT_AT_RISK_PAUSES = 10
 # The admin port: for probes, a scraper and a person or two. An idle connection outlives the usual scrape interval.
 ADMIN_KEEPALIVE_S = 75.0
 ADMIN_MAX_CONNECTIONS = 64
@@ -263,10 +265,13 @@ async def drain(config: Config, proxy: Proxy, stop_now: asyncio.Event, words: La
     proxy.availability.begin_drain()
     if config.drain_delay_s > 0:
         refuse_at = (proxy.availability.draining_since or loop.time()) + config.drain_delay_s
+        pause_s = COUNT_AT_RISK_S
         while (left_s := refuse_at - loop.time()) > 0 and not stop_now.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop_now.wait(), min(left_s, COUNT_AT_RISK_S))
+                await asyncio.wait_for(stop_now.wait(), min(left_s, pause_s))
+            began_at = loop.time()
             words.at_risk(proxy.pipeline.buffered_rows())
+            pause_s = max(COUNT_AT_RISK_S, COUNT_AT_RISK_PAUSES * (loop.time() - began_at))
     proxy.availability.refuse()
     async with nullcontext() if proxy.self_metrics is None else proxy.self_metrics.finishing(deadline, stop_now):
         await proxy.pipeline.drain(deadline, stop_now=stop_now, report=words.at_risk)
