@@ -27,13 +27,14 @@ PIECE_LINES: Final = 4096
 
 # n levels take at least 2n bytes and a key, so a shorter row cannot be too deep.
 _SHALLOW_BYTES: Final = 2 * MAX_DEPTH + 2
+# What is taken apart at quotes at once: a row of many small strings becomes many objects.
+_SPLIT_BYTES: Final = 32 * 1024
 _BRACE: Final = ord("{")
 _BLANK: Final = b" \t\r\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _LINE_BREAKS_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 _STEPS: Final = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")  # +1 and -1 as signed bytes
-_NOT_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"{}[]")))
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NEITHER_BRACKETS_NOR_QUOTES: Final = bytes(sorted(set(range(256)) - set(b'{}[]"')))
 _ESCAPE: Final = re.compile(rb"\\(?:u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -275,7 +276,11 @@ def _complaint(line: bytes, error: Exception) -> str | None:
 
 def _without_surrogates(text: bytes) -> bytes:
     """``text`` with each escaped surrogate as the escape of an A: same length, and valid exactly if ``text`` is."""
-    return _ESCAPE.sub(lambda match: b"\\u0041" if len(match[0]) == 6 else match[0], text)
+    found = bytearray(text)
+    for match in _ESCAPE.finditer(text):
+        if len(match[0]) == 6:
+            found[match.start() : match.end()] = b"\\u0041"
+    return bytes(found)
 
 
 _TOO_DEEP: Final = f"is nested deeper than {MAX_DEPTH} levels"
@@ -284,8 +289,17 @@ _TOO_DEEP: Final = f"is nested deeper than {MAX_DEPTH} levels"
 def _too_deep(text: bytes) -> bool:
     if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
         return False
-    brackets = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
-    return max(accumulate(memoryview(brackets).cast("b")), default=0) > MAX_DEPTH
+    # Escaped backslashes first: one that is still before a quote then escapes it.
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(_STEPS, _NEITHER_BRACKETS_NOR_QUOTES)
+    depth, in_string = 0, 0
+    for start in range(0, len(unescaped), _SPLIT_BYTES):
+        parts = unescaped[start : start + _SPLIT_BYTES].split(b'"')
+        depths = list(accumulate(memoryview(b"".join(parts[in_string::2])).cast("b"), initial=depth))
+        if max(depths) > MAX_DEPTH:
+            return True
+        depth = depths[-1]
+        in_string ^= (len(parts) - 1) & 1
+    return False
 
 
 def _is_object(line: bytes) -> bool:

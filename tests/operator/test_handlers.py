@@ -28,7 +28,12 @@ class Heard:
         self.changed: list[Key] = []
         self.alive = 0
         self.pods: list[tuple[str, bool]] = []
-        self.watches = Watches(changed=self.changed.append, alive=self.note, saw_pod=self.saw_pod)
+        self.waits_s: list[float] = []
+        self.watches = Watches(changed=self.note_change, alive=self.note, saw_pod=self.saw_pod)
+
+    def note_change(self, key: Key, after_s: float = 0.0) -> None:
+        self.changed.append(key)
+        self.waits_s.append(after_s)
 
     def saw_pod(self, body: Any, deleted: bool) -> None:
         self.pods.append((body["metadata"]["name"], deleted))

@@ -269,6 +269,30 @@ def test_a_large_array_of_no_objects_takes_no_memory_for_its_elements() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "part",
+    [b'{"id":12345,"name":"abc"},', b'{"[":[],"\\\\\\"]":"{"},', b'"\\n\\n\\n\\n\\ud800",'],
+    ids=["objects", "brackets in strings", "escapes"],
+)
+def test_a_large_row_takes_no_memory_for_each_of_its_strings(part: bytes) -> None:
+    body = b'{"a":[' + part * (2_000_000 // len(part)) + b"0]}"
+    tracemalloc.start()
+    try:
+        assert check(body) == Rows(body, 1)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("filler", [b"1,", b'"[",', b'"\\"[[",', b'"]\\\\",', b'{"}":"{[["},'])
+def test_brackets_in_strings_do_not_count_as_levels_anywhere_in_a_large_row(filler: bytes) -> None:
+    fill = filler * (PIECE_BYTES // len(filler) + 600)
+    for levels in (MAX_DEPTH, MAX_DEPTH + 1):
+        deepest = b"[" * (levels - 2) + b"]" * (levels - 2)  # in the object and its array
+        refused = refusal(b'{"a":[' + fill + deepest + b"," + fill + b"0]}")
+        assert (refused is None) == (levels == MAX_DEPTH), refused
+
+
 @pytest.mark.parametrize("odd", [b"{}", b'{"a":"\\ud800"}'], ids=["plain", "with a lone surrogate"])
 def test_a_large_array_of_objects_becomes_its_rows(odd: bytes) -> None:
     assert check(b"[" + odd + b" ,{}" * 5000 + b"]") == Rows(b"\n".join([odd, *[b"{}"] * 5000]), 5001)

@@ -31,8 +31,9 @@ def resources(spec: ProxySpec) -> dict[str, Any]:
 
     Memory is requested in full: rows are in memory only, and a node that runs out of it ends first, without any grace,
     the pods that use more than they requested. A sidecar, which comes with every pod of an app, requests what it needs
-    with a full buffer, and may use more while it takes large bodies. CPU has no limit: a throttled event loop would fail its probes and
-    deliver late exactly when there is most to deliver; the request is small because an idle proxy needs little.
+    with a full buffer, and may use more while it takes large bodies. CPU has no limit: a throttled event loop would
+    fail its probes and deliver late exactly when there is most to deliver; the request is small because an idle proxy
+    needs little.
     """
     given_limits = dict(spec.pod.resources.get("limits") or {})
     limits = {"memory": format_bytes(memory_limit_bytes(spec)), **given_limits}

@@ -9,9 +9,9 @@
 
 What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``managedFields``) of updates and of
 server-side apply, merge patches, ``/status`` and ``/scale``, evictions, which nothing stands in the way of, label
-selectors, pages, preconditions, and the garbage collector, which here is done at once. What it does not do: schemas, defaults, admission, watches; namespaces need not
-exist. Lists are one value: it does not merge them by key, but for the ports of a Service that somebody else changed.
-What it cannot do it refuses, with 501.
+selectors, pages, preconditions, and the garbage collector, which here is done at once. What it does not do: schemas,
+defaults, admission, watches; namespaces need not exist. Lists are one value: it does not merge them by key, but for the
+ports of a Service that somebody else changed. What it cannot do it refuses, with 501.
 """
 
 import copy
