@@ -198,6 +198,7 @@ _GETS_IT: Final = {
     "hash": "1a2b3c4d",
     "grace": 30,
 }
+_ASKED: Final = SIDECAR["container"]["resources"]["requests"]
 _ISTIO: Final = native("istio-proxy", ports=[port(15090)])
 _MANY: Final = [container(f"app-{i}", env=[variable(f"V{n}") for n in range(50)]) for i in range(30)]
 
@@ -440,6 +441,28 @@ AGAIN: Final = (
         expected={
             **_GETS_IT,
             "init": ["istio-proxy", SIDECAR_CONTAINER],
+            "env": {"istio-proxy": [], "app": _BOTH},
+        },
+    ),
+    Case(
+        name="a mesh has come in after it, and what a LimitRange gave it stays",
+        pod={
+            **injected(pod()),
+            "spec": {
+                **injected(pod())["spec"],
+                "initContainers": [
+                    {
+                        **injected(pod())["spec"]["initContainers"][0],
+                        "resources": limited("1", "128Mi", requests=_ASKED),
+                    },
+                    _ISTIO,
+                ],
+            },
+        },
+        expected={
+            **_GETS_IT,
+            "init": ["istio-proxy", SIDECAR_CONTAINER],
+            "resources": limited("1", "128Mi", requests=_ASKED),
             "env": {"istio-proxy": [], "app": _BOTH},
         },
     ),

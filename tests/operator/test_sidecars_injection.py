@@ -97,6 +97,13 @@ def test_defaults_that_the_cluster_filled_in_stay() -> None:
     assert inject(defaulted, "events", SIDECAR) == []
 
 
+def test_it_is_moved_and_not_made_anew_where_a_mesh_came_in_after_it() -> None:
+    given_mesh = injected(pod())
+    given_mesh["spec"]["initContainers"].append(native("istio-proxy"))
+    moved = {"op": "move", "from": "/spec/initContainers/0", "path": "/spec/initContainers/1"}
+    assert inject(given_mesh, "events", SIDECAR) == [moved]
+
+
 def test_a_sidecar_without_resources_for_guaranteed_pods_keeps_its_own() -> None:
     without = {key: value for key, value in SIDECAR.items() if key != "guaranteedResources"}
     after = patched(

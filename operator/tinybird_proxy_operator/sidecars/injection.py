@@ -38,7 +38,7 @@ _POWERS: Final = {
 
 Pod = Mapping[str, Any]
 Sidecar = Mapping[str, Any]
-# Of a JSON patch (RFC 6902): op, path, and a value but for `remove`.
+# Of a JSON patch (RFC 6902): op, path, and value or from.
 Operation = dict[str, Any]
 
 
@@ -154,9 +154,9 @@ def _container_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
     containers, path = _list(pod["spec"], "initContainers"), "/spec/initContainers"
     place, wanted = _place(_others(containers)), container_of(pod, sidecar)
     found = [index for index, each in enumerate(containers) if _is_ours(each)]
-    if found == [place]:
-        if not _is_as_rendered(pod, containers[place], wanted, sidecar):
-            yield {"op": "replace", "path": f"{path}/{place}", "value": wanted}
+    if len(found) == 1 and _is_as_rendered(pod, containers[found[0]], wanted, sidecar):
+        if found != [place]:
+            yield {"op": "move", "from": f"{path}/{found[0]}", "path": f"{path}/{place}"}
         return
     for index in reversed(found):
         yield {"op": "remove", "path": f"{path}/{index}"}

@@ -82,10 +82,10 @@ tests/operator/injection_cases.py is the table for both. Variables are evaluated
     variables.guaranteed ? variables.sidecar.guaranteedResources : variables.sidecar.container.?resources.orValue({})
 - name: asRendered
   expression: >-
-    variables.found == [variables.place] && variables.current && ["limits", "requests"].all(kind,
+    size(variables.found) == 1 && variables.current && ["limits", "requests"].all(kind,
     variables.resources[?kind].orValue({}).all(what,
-    variables.init[variables.place].?resources[?kind][?what].hasValue() &&
-    quantity(string(variables.init[variables.place].resources[kind][what])).compareTo(
+    variables.init[variables.found[0]].?resources[?kind][?what].hasValue() &&
+    quantity(string(variables.init[variables.found[0]].resources[kind][what])).compareTo(
     quantity(string(variables.resources[kind][what]))) == 0))
 - name: staleVolumes
   expression: >-
@@ -119,7 +119,8 @@ string(j), value: e})).flatten()).flatten()
 {{- define "injection.patch" -}}
 !variables.wanted ? [] :
 
-(variables.asRendered ? [] :
+(variables.asRendered ? (variables.found[0] == variables.place ? [] : [JSONPatch{op: "move",
+from: "/spec/initContainers/" + string(variables.found[0]), path: "/spec/initContainers/" + string(variables.place)}]) :
 variables.found.map(i, JSONPatch{op: "remove", path: "/spec/initContainers/" + string(i)}) +
 (size(variables.init) == 0 ?
 [JSONPatch{op: "add", path: "/spec/initContainers", value: [variables.sidecar.container]}] :
