@@ -1,6 +1,7 @@
 """The API of several Kubernetes versions, and what one of them does not know or not take in an object.
 
-Types and fields come from `api/openapi-spec/swagger.json`, the values of enumerations from generated Go code, both out of the Go module k8s.io/kubernetes. ``python -m tests.charts.kubernetes_api`` brings them into .cache.
+Types and fields come from `api/openapi-spec/swagger.json`, the values of enumerations from generated Go code; both are
+in the Go module k8s.io/kubernetes. ``python -m tests.charts.kubernetes_api`` brings them into .cache.
 """
 
 import json
