@@ -222,6 +222,18 @@ async def test_no_token_is_ever_printed(cluster: Cluster, capsys: pytest.Capture
     assert TOKEN_HASH in said
 
 
+async def test_people_get_what_was_lost_so_far(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    await well(cluster)
+    show(await diagnosis(cluster))
+    assert "LOST SO FAR" not in capsys.readouterr().out
+    body = cluster.api.get(KIND, "events")
+    lost = {"rows": 3, "inDoubtRows": 0, "deadLetterRows": 0, "recent": []}
+    cluster.api.put({**body, "status": {**body["status"], "lost": lost}})
+    show(await diagnosis(cluster))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("LOST SO FAR") + 1] == "  3 rows since the resource was made. The Event RowsLost says why."
+
+
 async def test_people_get_findings_a_table_and_what_would_be_lost(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
