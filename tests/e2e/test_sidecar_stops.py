@@ -31,7 +31,7 @@ def test_each_row_with_a_2xx_arrives_when_a_pod_is_deleted_under_load(namespace:
 def test_what_an_app_sends_until_it_is_killed_is_delivered_or_counted_to_the_row(namespace: Namespace) -> None:
     """It ignores SIGTERM and takes its whole grace, and Tinybird is away: the sidecar has 2 s, and then its message."""
     name = _started(namespace, "late", "--rate", "100", "--on-sigterm", "ignore", grace_s=5)
-    namespace.faults({"kind": "status", "status": 503})
+    namespace.faults({"status": 503})
     with sidecar_pods.followed(namespace, name) as log:
         namespace.kubectl("delete", "deployment", "app", "--wait=false")
     accepted = sidecar_pods.accepted_ids(log)
