@@ -3,8 +3,8 @@
 Reports the time until /readyz answers, the memory some seconds later, and the CPU that it uses, in thousandths of one.
 Exit status 1 if start or memory miss their targets.
 
-With --sidecar it looks at one that runs in a pod, through kubectl: the CPU and working set that kubelet tells, the probes'
-share included, and the memory of its process. Exit status 1 if memory or CPU miss their targets.
+With --sidecar it looks at one that runs in a pod, through kubectl: the CPU and working set that kubelet tells, what the
+probes cost included, and the memory of its process. Exit status 1 if memory or CPU miss their targets.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def main() -> int:
     """Measure, print, and answer with the exit status."""
     options = arguments()
     if options.sidecar is not None:
-        return _sidecar(*options.sidecar.split("/", 1), options.seconds)
+        namespace, _, pod = options.sidecar.partition("/")
+        return _sidecar(namespace, pod, options.seconds)
     starts_s = [_time_to_ready() for _ in range(options.starts)]
     quick, line = verdict("ready after", statistics.median(starts_s), "s", at_most=READY_TARGET_S)
     print(f"{line}; each start: {', '.join(f'{start_s:.2f}' for start_s in starts_s)}")
