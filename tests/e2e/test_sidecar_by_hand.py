@@ -1,22 +1,60 @@
 """The README's sidecar by hand: as printed, but for the address, the app and its image."""
 
+import json
 from typing import Any, Final
 
+import pytest
 import yaml
 from tests.e2e import sidecar_pods
 from tests.e2e.kubectl import Namespace, run, token_secret, until
 from tests.test_readme import blocks
 
 SIDECAR: Final = "tinybird-proxy"
+# Run beside the app: rows that hardly compress until there is no room, then compressed bodies, as large as is allowed.
+_FILL_UP: Final = """
+import base64, gzip, http.client, json, os, threading
+from collections import Counter
+
+def post(body, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", 18000, timeout=60)
+    try:
+        connection.request("POST", "/v0/events?name=events", body, headers)
+        return str(connection.getresponse().status)
+    except OSError as error:
+        return type(error).__name__
+    finally:
+        connection.close()
+
+def row(number):
+    return json.dumps({"id": f"full-{number}", "text": base64.b64encode(os.urandom(500)).decode()})
+
+rows, compressed = Counter(), Counter()
+while not set(rows) - {"202"}:
+    rows[post("\\n".join(map(row, range(100))))] += 1
+text = "\\n".join(map(row, range(17000)))
+text += '\\n{"text": "x"}' * ((15_900_000 - len(text)) // 14)
+large = gzip.compress(text.encode(), 1)
+assert 9_000_000 < len(large) < 10_000_000 and 15_800_000 < len(text) < 16_000_000, (len(large), len(text))
+
+def post_large():
+    for _ in range(10):
+        compressed[post(large, **{"Content-Encoding": "gzip"})] += 1
+
+threads = [threading.Thread(target=post_large) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps({"rows": rows, "compressed": compressed}))
+"""
 
 
-def printed(namespace: Namespace, *arguments: str, grace_s: int = 30) -> dict[str, Any]:
+def printed(namespace: Namespace, *arguments: str, grace_s: int = 30, shutdown_timeout: str = "25s") -> dict[str, Any]:
     """The README's pod with sidecar_app.py as its app."""
     [block] = blocks("yaml sidecar")
     text = "\n".join(block)
     for there, here in (
         ("https://api.tinybird.co", namespace.tinybird_url),
         ("terminationGracePeriodSeconds: 30", f"terminationGracePeriodSeconds: {grace_s}"),
+        ("value: 25s", f"value: {shutdown_timeout}"),
     ):
         assert text.count(there) == 1, there
         text = text.replace(there, here)
@@ -65,6 +103,17 @@ def test_a_job_completes_and_exactly_what_it_sent_has_arrived(namespace: Namespa
     assert sidecar_pods.accepted(namespace, sidecar_pods.the_pod(namespace)) == ids
     # The Job is complete when the sidecar has ended, too.
     assert sorted(namespace.rows()) == sorted(ids)
+
+
+def test_a_job_completes_without_tinybird_too_and_the_sidecar_tells_what_was_lost(namespace: Namespace) -> None:
+    namespace.apply(token_secret(), sidecar_pods.app_script())
+    namespace.faults({"status": 503})
+    namespace.apply(sidecar_pods.job(printed(namespace, "lost", "--count", "7", shutdown_timeout="3s"), "lost"))
+    namespace.kubectl("wait", "--for=condition=Complete", "--timeout=60s", "job/lost")
+    name = sidecar_pods.the_pod(namespace, "lost")
+    assert len(sidecar_pods.accepted(namespace, name)) == 7
+    assert "7 rows" in in_shell(namespace, blocks("sh sidecar")[0][1], name)
+    assert namespace.rows() == []
 
 
 def test_each_row_with_a_2xx_arrives_when_a_pod_is_deleted_under_load(namespace: Namespace) -> None:
@@ -116,3 +165,30 @@ def test_the_sidecar_keeps_to_the_restricted_standard_and_cannot_use_the_pods_ac
     directory = "/var/run/secrets/kubernetes.io/serviceaccount"
     assert namespace.kubectl("exec", name, "--container", "app", "--", "ls", directory).split()
     assert namespace.kubectl("exec", name, "--container", SIDECAR, "--", "ls", directory) == ""
+
+
+@pytest.mark.timeout(240)
+def test_a_full_buffer_and_large_bodies_fit_into_the_memory_that_the_readme_gives_the_sidecar(
+    namespace: Namespace,
+) -> None:
+    namespace.apply(token_secret())
+    name = ready(namespace, printed(namespace, "app", "--rate", "1"))
+    namespace.until_arrived("app-1")
+    namespace.faults({"status": 503})
+    said = json.loads(
+        namespace.kubectl("exec", name, "--container", "app", "--", "python", "-c", _FILL_UP, timeout_s=120)
+    )
+    assert "429" in said["rows"], said  # full
+    assert said["compressed"].keys() == {"429", "503"}, said  # inflated, checked, and no room; or too many at once
+    status = json.loads(in_shell(namespace, blocks("sh sidecar")[0][0], name))
+    assert status["buffer"]["bytes"] > 60 * 2**20
+    namespace.faults()
+    rows = "import json, urllib.request as u; print(json.load(u.urlopen('http://127.0.0.1:18001/status'))['buffer']['rows'])"
+    until(
+        "few rows in the buffer",
+        lambda: int(namespace.kubectl("exec", name, "--container", "app", "--", "python", "-c", rows)) < 10,
+        timeout_s=100,
+        every_s=1,
+    )
+    [sidecar, *_] = namespace.get("pod", name)["status"]["initContainerStatuses"]
+    assert sidecar["restartCount"] == 0, sidecar
