@@ -16,6 +16,8 @@ NAME_LABEL: Final = "app.kubernetes.io/name"
 INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 PROXY_LABEL: Final = f"{GROUP}/proxy"
+# On the pod that tries a change.
+PREFLIGHT_LABEL: Final = f"{GROUP}/preflight"
 # On a Secret of a user's: the operator may mount it.
 USE_LABEL: Final = f"{GROUP}/use"
 USE_TOKEN: Final = "token"  # noqa: S105 - a label's value

@@ -12,6 +12,7 @@ from tinybird_proxy_operator.names import (
     INJECT_LABEL,
     INJECTED_LABEL,
     KIND,
+    PREFLIGHT_LABEL,
     PROXY_LABEL,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
@@ -57,7 +58,7 @@ def test_exactly_the_pods_that_ask_are_asked_about_and_each_once(kind: str) -> N
     assert [each["metadata"]["name"].rpartition(".")[2] for each in found] == ["labelled-pods", "labelled-namespaces"]
     values = (None, "", "false", "events")
     for pod in ({}, *({INJECT_LABEL: value} for value in values if value is not None)):
-        for proxy in ({}, {PROXY_LABEL: "events"}):
+        for proxy in ({}, {PROXY_LABEL: "events"}, {PREFLIGHT_LABEL: "events"}):
             for value in values:
                 namespace = {"kubernetes.io/metadata.name": "apps"} | ({} if value is None else {INJECT_LABEL: value})
                 asks = chosen(pod | proxy, namespace) is not None

@@ -13,6 +13,7 @@ import jsonpatch
 from tinybird_proxy_operator.names import (
     INJECT_LABEL,
     INJECTED_LABEL,
+    PREFLIGHT_LABEL,
     PROXY_LABEL,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
@@ -229,6 +230,11 @@ WHICH: Final = (
     Case(name="there is no TinybirdProxy of that name", pod=pod(asks="nowhere")),
     Case(name="the TinybirdProxy has nothing to give yet", pod=pod(asks="waiting")),
     Case(name="a proxy's own pod", pod=pod(asks=None, labels={PROXY_LABEL: "events"}), namespace=_IN_EVENTS),
+    Case(
+        name="a pod that tries a change of a proxy's",
+        pod=pod(asks=None, labels={PREFLIGHT_LABEL: "events"}),
+        namespace=_IN_EVENTS,
+    ),
     Case(name="a proxy's own pod that is labelled", pod=pod(labels={PROXY_LABEL: "events"})),
     Case(name="a mirror pod", pod=pod(annotations={MIRROR_ANNOTATION: "x"}, nodeName="somewhere")),
     Case(
@@ -302,6 +308,11 @@ PLACE: Final = (
             "init": ["istio-init", "istio-proxy", SIDECAR_CONTAINER, "migrate"],
             "env": {"istio-init": [], "istio-proxy": [], "migrate": _BOTH, "app": _BOTH},
         },
+    ),
+    Case(
+        name="after that of another mesh",
+        pod=pod(initContainers=[native("linkerd-proxy"), container("migrate")]),
+        expected={"init": ["linkerd-proxy", SIDECAR_CONTAINER, "migrate"]},
     ),
     Case(
         name="after the last of two",
@@ -442,6 +453,24 @@ AGAIN: Final = (
             **_GETS_IT,
             "init": ["istio-proxy", SIDECAR_CONTAINER],
             "env": {"istio-proxy": [], "app": _BOTH},
+        },
+    ),
+    Case(
+        name="a mesh has come in after it, and one before",
+        pod=moved(
+            {
+                **injected(pod()),
+                "spec": {
+                    **injected(pod())["spec"],
+                    "initContainers": [*injected(pod())["spec"]["initContainers"], _ISTIO],
+                },
+            },
+            native("linkerd-proxy"),
+        ),
+        expected={
+            **_GETS_IT,
+            "init": ["linkerd-proxy", "istio-proxy", SIDECAR_CONTAINER],
+            "env": {"linkerd-proxy": [], "istio-proxy": [], "app": _BOTH},
         },
     ),
     Case(

@@ -13,7 +13,7 @@ from tinybird_proxy_operator.preflight import CHECKS_ANNOTATION, DEADLINE_S, job
 
 APP: Final = f"{names.APP}-preflight"
 # On the pod: what selects it, for NetworkPolicies too.
-PREFLIGHT_LABEL: Final = f"{names.GROUP}/preflight"
+PREFLIGHT_LABEL: Final = names.PREFLIGHT_LABEL
 # The check says what is wrong itself, before the Job's deadline takes its pod away.
 UPSTREAM_TIMEOUT: Final = "20s"
 # A safety net: the operator deletes the Job itself.

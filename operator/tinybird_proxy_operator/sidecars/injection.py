@@ -17,6 +17,7 @@ from tinybird_proxy_operator.names import (
     INJECT_LABEL,
     INJECT_OFF,
     INJECTED_LABEL,
+    PREFLIGHT_LABEL,
     PROXY_LABEL,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
@@ -45,10 +46,10 @@ Operation = dict[str, Any]
 def chosen(labels: Mapping[str, str] | None, namespace_labels: Mapping[str, str] | None) -> str | None:
     """Which TinybirdProxy of its namespace a pod asks for a sidecar of; None: it asks for none.
 
-    The pod's own label decides, also to have none. A proxy's own pods never ask.
+    The pod's own label decides, also to have none. Pods that the operator makes never ask.
     """
     own, shared = labels or {}, namespace_labels or {}
-    if PROXY_LABEL in own:
+    if PROXY_LABEL in own or PREFLIGHT_LABEL in own:
         return None
     name = own.get(INJECT_LABEL, shared.get(INJECT_LABEL, ""))
     return name if name not in ("", INJECT_OFF) else None

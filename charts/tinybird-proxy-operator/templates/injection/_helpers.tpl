@@ -1,6 +1,6 @@
 {{/*
 Which pods ask for a sidecar, as selectors see them. A pod's own label decides, and its namespace's only where the pod has
-none: two entries. A proxy's own pods never ask. sidecars/injection.py (chosen) says the same.
+none: two entries. Pods that the operator makes never ask. sidecars/injection.py (chosen) says the same.
 */}}
 {{- define "injection.name" -}}
 {{- printf "%s-injection" (include "operator.fullname" .) }}
@@ -27,15 +27,17 @@ tinybird-proxy.io/inject
     {{- list "kube-system" "kube-node-lease" "kube-public" .Release.Namespace | uniq | toYaml | nindent 4 }}
 {{- end }}
 
-{{- define "injection.notAProxys" -}}
+{{- define "injection.notOurs" -}}
 - key: tinybird-proxy.io/proxy
+  operator: DoesNotExist
+- key: tinybird-proxy.io/preflight
   operator: DoesNotExist
 {{- end }}
 
 {{- define "injection.labelledPods.objectSelector" -}}
 matchExpressions:
   {{- include "injection.asks" . | nindent 2 }}
-  {{- include "injection.notAProxys" . | nindent 2 }}
+  {{- include "injection.notOurs" . | nindent 2 }}
 {{- end }}
 
 {{- define "injection.labelledPods.namespaceSelector" -}}
@@ -47,7 +49,7 @@ matchExpressions:
 matchExpressions:
   - key: {{ include "injection.label" . }}
     operator: DoesNotExist
-  {{- include "injection.notAProxys" . | nindent 2 }}
+  {{- include "injection.notOurs" . | nindent 2 }}
 {{- end }}
 
 {{- define "injection.labelledNamespaces.namespaceSelector" -}}
