@@ -64,7 +64,8 @@ def main() -> int:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    # Not print: a signal's handler that prints while something is printed is an error, and would end the app.
+    os.write(1, f"{line}\n".encode())
 
 
 class Client:
