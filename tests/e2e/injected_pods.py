@@ -61,7 +61,7 @@ def pods(namespace: Namespace, app: str = "app") -> list[Object]:
 
 def has_sidecar(pod: Mapping[str, Any]) -> bool:
     """As the pod's spec says it."""
-    return SIDECAR_CONTAINER in [each["name"] for each in pod["spec"].get("initContainers", [])]
+    return SIDECAR_CONTAINER in [str(each["name"]) for each in pod["spec"].get("initContainers", [])]
 
 
 def sidecar_of(pod: Mapping[str, Any]) -> tuple[str, str]:
@@ -72,14 +72,19 @@ def sidecar_of(pod: Mapping[str, Any]) -> tuple[str, str]:
 
 def until_counted(namespace: Namespace, name: str = "events", *, timeout_s: float = 40, **expected: int) -> None:
     """Wait until ``status.sidecars`` is this, and 0 where nothing is said."""
-    wanted, last = {**NOBODY, **expected}, {}
+    wanted, last = {**NOBODY, **expected}, dict[str, int]()
 
     def as_wanted() -> bool:
         nonlocal last
         last = namespace.get("tinybirdproxy", name).get("status", {}).get("sidecars", {})
-        return last == wanted
+        return bool(last == wanted)
 
     try:
         until(f"sidecars {wanted}", as_wanted, timeout_s=timeout_s)
     except AssertionError as error:
         raise AssertionError(f"{error}; they are {last}; {namespace.condition('SidecarsCurrent', name)}") from error
+
+
+def until_rows(namespace: Namespace, prefix: str) -> None:
+    """Wait until Tinybird has a row whose id begins like this."""
+    until(f"rows of {prefix}", lambda: [each for each in namespace.rows() if each.startswith(prefix)])

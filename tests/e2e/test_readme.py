@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from tests.e2e import sidecar_pods
 from tests.e2e.conftest import LABEL
 from tests.e2e.kubectl import OPERATOR, OPERATOR_NAMESPACE, TINYBIRD_TOKEN, Namespace, install_operator, run, until
 from tests.test_readme import blocks, checkout
@@ -46,6 +47,16 @@ def _operating(namespace: Namespace) -> tuple[str, str]:
     *others, last = ("\n".join(block) for block in blocks("sh operations"))
     changes = {"p.your-new-token": TINYBIRD_TOKEN, "default/events": f"{namespace.name}/events"}
     return _changed("\n".join(others), **changes), last
+
+
+def _sidecars(namespace: Namespace) -> str:
+    """Both blocks on sidecars, as one script, for an app that is there and knows of no Tinybird yet."""
+    waiting = 'until [ "$TINYBIRD_URL" ]; do sleep 600; done; exec python /app/app.py shop'
+    app = sidecar_pods.app(command=["sh", "-c", waiting])
+    pod = {"containers": [app], "volumes": [sidecar_pods.app_volume()]}
+    namespace.apply(sidecar_pods.app_script(), sidecar_pods.deployment(pod, "shop"))
+    script = "\n".join("\n".join(block) for block in blocks("sh sidecars"))
+    return _changed(script, **{"https://api.tinybird.co": namespace.tinybird_url})
 
 
 def _kubeconfig(namespace: Namespace, path: Path) -> Path:
@@ -125,12 +136,15 @@ def test_the_commands_for_kubernetes_and_for_operating_it_work_as_printed(
         [autoscaling] = blocks("sh autoscaling")
         said = _bash("\n".join(autoscaling), cwd=checkout, env=env)
         assert re.search(r"^events +TinybirdProxy/events .* 2 +8 ", said, re.MULTILINE), said
+        said = _bash(_sidecars(namespace), cwd=checkout, env=env)
+        assert "1 pod has the sidecar as it is now." in said, said
+        until("rows of the app", lambda: [each for each in namespace.rows() if each.startswith("shop-")])
         other = namespace.forwarding_to_tinybird() | {"metadata": {"name": "other"}}
         namespace.apply(other)
         namespace.wait_ready("other")
         pods = namespace.pods("other")
         _bash(deleting, cwd=checkout, env=env)
-        assert [each["metadata"]["name"] for each in namespace.find("tbp")] == ["other"]
+        assert [each["metadata"]["name"] for each in namespace.find("tbp")] == ["other", "sidecar"]
     finally:
         _bring_back_the_operator_of_the_tests()
     # "The CRD, the resources and what they run stay", and another release took the CRD over.

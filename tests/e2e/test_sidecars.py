@@ -11,6 +11,7 @@ from tests.e2e.injected_pods import (
     sidecar,
     sidecar_of,
     until_counted,
+    until_rows,
 )
 from tests.e2e.kubectl import SECRET_TIMEOUT_S, Namespace, run, token_secret, until
 
@@ -59,7 +60,7 @@ def test_a_namespace_asks_for_its_pods_and_a_pod_may_ask_for_another_or_for_none
     until_counted(namespace, injected=1)
     until_counted(namespace, "other", injected=1)
     for prefix in ("plain", "other"):
-        until(f"rows of {prefix}", lambda prefix=prefix: [each for each in namespace.rows() if prefix in each])
+        until_rows(namespace, prefix)
 
 
 def test_an_app_on_port_8000_gets_it_and_one_on_its_own_port_is_refused_with_the_reason(namespace: Namespace) -> None:
@@ -76,7 +77,7 @@ def test_an_app_on_port_8000_gets_it_and_one_on_its_own_port_is_refused_with_the
     assert "container app: port 18000 is the sidecar's" in message
     [told] = until("the Event", lambda: namespace.events("SidecarsRefused"))
     assert "port 18000" in told
-    until("its rows", lambda: [each for each in namespace.rows() if each.startswith("usual")])
+    until_rows(namespace, "usual")
 
 
 def test_without_the_secret_the_app_starts_and_its_rows_wait_for_it(namespace: Namespace) -> None:
