@@ -33,6 +33,7 @@ from tinybird_proxy_operator.queue import Key, WorkQueue
 from tinybird_proxy_operator.reconcile import Reconciler
 from tinybird_proxy_operator.release_command import release
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
+from tinybird_proxy_operator.webhook.command import webhook
 
 WORKERS = 4
 # Its calls have time limits of their own; this one keeps a key from holding a worker for ever.
@@ -61,6 +62,7 @@ def main(context: click.Context) -> None:
 main.add_command(doctor)
 main.add_command(metrics_api)
 main.add_command(release)
+main.add_command(webhook)
 
 
 def run_operator() -> None:

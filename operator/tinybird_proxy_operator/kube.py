@@ -77,6 +77,7 @@ RESOURCES: Final[Mapping[str, _Resource]] = {
     "Ingress": _Resource("networking.k8s.io/v1", "ingresses"),
     "HorizontalPodAutoscaler": _Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "ScaledObject": _Resource("keda.sh/v1alpha1", "scaledobjects"),
+    "MutatingWebhookConfiguration": _Resource("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
     "APIService": _Resource("apiregistration.k8s.io/v1", "apiservices"),
     "PodMonitor": _Resource("monitoring.coreos.com/v1", "podmonitors"),
     "ConfigMap": _Resource("v1", "configmaps"),

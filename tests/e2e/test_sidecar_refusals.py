@@ -58,7 +58,7 @@ def test_the_rendered_sidecar_is_the_operators_to_write(namespace: Namespace) ->
     )
     assert said == "yes"
     with pytest.raises(CommandFailed):
-        namespace.kubectl("auth", "can-i", "patch", "tinybirdproxies/status", author)
+        namespace.kubectl("auth", "can-i", "patch", "tinybirdproxies", "--subresource=status", author)
 
 
 def test_a_path_of_the_node_or_another_namespaces_secret_cannot_even_be_named(namespace: Namespace) -> None:

@@ -15,10 +15,14 @@ from tinybird_proxy_operator.serving.certificates import Pair
 
 
 class ServerTLS:
-    """``context`` is the listener's. Before the first ``use`` every handshake fails."""
+    """``context`` is the listener's. Before the first ``use`` every handshake fails.
 
-    def __init__(self) -> None:
-        self.context = _context()
+    ``asks_for_certificates``: whether clients are asked for theirs at all; one that is asked may still show none.
+    """
+
+    def __init__(self, *, asks_for_certificates: bool = True) -> None:
+        self._asks_for_certificates = asks_for_certificates
+        self.context = _context(asks_for_certificates)
         self.context.sni_callback = self._choose
         self._in_use: ssl.SSLContext | None = None
 
@@ -34,7 +38,7 @@ class ServerTLS:
         """
         try:
             # A key can only be loaded from a file, and files are not for the event loop.
-            self._in_use = await asyncio.to_thread(_loaded, serving, client_ca)
+            self._in_use = await asyncio.to_thread(_loaded, serving, client_ca, self._asks_for_certificates)
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(f"OpenSSL does not take it: {error}") from error
 
@@ -45,11 +49,11 @@ class ServerTLS:
         return None
 
 
-def _context() -> ssl.SSLContext:
+def _context(asks_for_certificates: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A client with a certificate of no CA of ours ends in the handshake; one without goes on, and needs a token.
-    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = ssl.CERT_OPTIONAL if asks_for_certificates else ssl.CERT_NONE
     # As Go does it: what is named is trusted, whether it signed itself or not.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
@@ -57,8 +61,8 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _loaded(serving: Pair, client_ca: str) -> ssl.SSLContext:
-    context = _context()
+def _loaded(serving: Pair, client_ca: str, asks_for_certificates: bool) -> ssl.SSLContext:
+    context = _context(asks_for_certificates)
     if client_ca:
         context.load_verify_locations(cadata=client_ca)
     descriptor, name = tempfile.mkstemp(suffix=".pem")  # for its owner alone

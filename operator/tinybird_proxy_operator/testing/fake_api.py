@@ -11,7 +11,8 @@ What it knows of Kubernetes: uid, resourceVersion, generation, field owners (``m
 server-side apply, merge patches, ``/status`` and ``/scale``, evictions, which nothing stands in the way of, label
 selectors, pages, preconditions, and the garbage collector, which here is done at once. What it does not do: schemas,
 defaults, admission, watches; namespaces need not exist. Lists are one value: it does not merge them by key, but for the
-ports of a Service that somebody else changed. What it cannot do it refuses, with 501.
+ports of a Service that somebody else changed, and the entries of a MutatingWebhookConfiguration. What it cannot do it
+refuses, with 501.
 """
 
 import copy
@@ -37,6 +38,7 @@ from tinybird_proxy_operator.testing.field_owners import (
     paths_of,
     value_at,
     with_ports_beside,
+    with_webhooks_of,
 )
 from tinybird_proxy_operator.testing.served import KINDS, Served, kubeconfig, selector
 
@@ -348,6 +350,8 @@ class FakeApi:
             metadata.setdefault("namespace", key[1])
             return 201, self._store(key, owned_by(body, manager, fields_of(body)), None)
         _precondition(old, metadata)
+        if key[0] == "MutatingWebhookConfiguration":
+            body = with_webhooks_of(body, old)
         wanted = fields_of(body)
         new = merged(old, body)
         others = {

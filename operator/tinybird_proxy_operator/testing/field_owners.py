@@ -121,3 +121,10 @@ def with_ports_beside(service: Object, old: Object) -> Object:
         if name in names[:number]:
             raise ValueError(f'spec.ports[{number}].name: Duplicate value: "{name}"')
     return {**service, "spec": {**service["spec"], "ports": ports}}
+
+
+def with_webhooks_of(body: Object, old: Object) -> Object:
+    """What is applied to a MutatingWebhookConfiguration, each entry with what ``old`` has in the one of its name."""
+    applied = {entry["name"]: entry for entry in body.get("webhooks") or []}
+    kept = {entry["name"]: entry for entry in old.get("webhooks") or []}
+    return {**body, "webhooks": [merged(kept.get(name, {}), applied.get(name, {})) for name in {**kept, **applied}]}

@@ -43,6 +43,9 @@ KINDS: Final = {
     "APIService": Served(
         "apiregistration.k8s.io/v1", "apiservices", has_status=True, has_generation=False, namespaced=False
     ),
+    "MutatingWebhookConfiguration": Served(
+        "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", namespaced=False
+    ),
     "TokenReview": Served("authentication.k8s.io/v1", "tokenreviews", namespaced=False),
     "SubjectAccessReview": Served("authorization.k8s.io/v1", "subjectaccessreviews", namespaced=False),
 }
