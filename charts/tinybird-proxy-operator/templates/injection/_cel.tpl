@@ -20,9 +20,9 @@ tests/operator/injection_cases.py is the table for both. Variables are evaluated
 - name: podVolumes
   expression: object.spec.?volumes.orValue([])
 - name: ports
-  expression: {{ .ports | quote }}
+  expression: {{ .ports | squote }}
 - name: volumes
-  expression: {{ .volumes | quote }}
+  expression: {{ .volumes | squote }}
 - name: inItsWay
   expression: >-
     variables.theirs.map(c, c.?ports.orValue([]).filter(p, p.?protocol.orValue("TCP") == "TCP" && p.containerPort in
