@@ -18,7 +18,8 @@ import pytest
 import yaml
 from tests.e2e.conftest import LABEL
 from tests.e2e.kubectl import OPERATOR_CHART, OPERATOR_NAMESPACE, OPERATOR_VALUES, CommandFailed, Namespace, run, until
-from tests.operator.injection_cases import CASES, SIDECAR, SIDECARS, Case, Pod, container, injected, pod, seen
+from tests.operator.injection_cases import CASES, Case
+from tests.operator.injection_pods import SIDECAR, SIDECARS, Pod, container, injected, pod, seen
 
 from tinybird_proxy_operator.names import INJECT_LABEL, SIDECAR_CONTAINER
 

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.injection_cases import (
-    CASES,
+from tests.operator.injection_cases import CASES, Case
+from tests.operator.injection_pods import (
     GUARANTEED,
     SIDECAR,
     SIDECARS,
-    Case,
     Pod,
     container,
     injected,
