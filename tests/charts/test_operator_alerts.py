@@ -17,6 +17,7 @@ from tinybird_proxy import admission
 from tinybird_proxy.telemetry import prometheus
 from tinybird_proxy_operator.metrics import Meters, Telemetry
 from tinybird_proxy_operator.metrics_api import telemetry as metrics_api
+from tinybird_proxy_operator.webhook import telemetry as webhook
 
 RULES = OPERATOR / "files" / "alerts.yaml"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yaml"
@@ -46,6 +47,9 @@ GRAVE = {
     "operator_leader",
     "metrics_api_reached",
     "metrics_api_certificate_expiry_seconds",
+    "webhook_registered",
+    "webhook_reviews_total",
+    "webhook_certificate_expiry_seconds",
 }
 
 
@@ -65,6 +69,7 @@ def emitted() -> set[str]:
     )
     now = datetime(2026, 1, 1, tzinfo=UTC)
     registry.register(metrics_api.Telemetry(metrics_api.Standing(certificate_ends_at=now), utc_now=lambda: now))
+    registry.register(webhook.Telemetry(webhook.Standing(certificate_ends_at=now), utc_now=lambda: now))
     pages = generate_latest(registry).decode() + prometheus.render(EMPTY).decode()
     found = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", pages, re.MULTILINE):
@@ -160,15 +165,22 @@ def test_the_chart_ships_the_files_unchanged() -> None:
     assert not {"PrometheusRule", "PodMonitor", "ConfigMap"} & {each["kind"] for each in render(OPERATOR)}
 
 
+CERTIFICATES = {"metricsAPI": "TinybirdProxyMetricsAPICertificate", "webhook": "TinybirdProxyWebhookCertificate"}
+
+
+@pytest.mark.parametrize("part", CERTIFICATES)
 @pytest.mark.parametrize(("lifetime_s", "late_s"), [(7_776_000, 1_296_000), (86_400, 14_400)])
-def test_late_means_half_of_the_time_for_renewal(lifetime_s: int, late_s: int) -> None:
+def test_late_means_half_of_the_time_for_renewal(part: str, lifetime_s: int, late_s: int) -> None:
     given = {
-        "metricsAPI": {"certificates": {"lifetimeSeconds": lifetime_s}},
+        part: {"certificates": {"lifetimeSeconds": lifetime_s}},
         "monitoring": {"prometheusRule": {"enabled": True}},
     }
-    rules = one(render(OPERATOR, given=given), "PrometheusRule")["spec"]["groups"][2]["rules"]
-    [late] = [rule["expr"] for rule in rules if rule["alert"] == "TinybirdProxyMetricsAPICertificate"]
-    assert late == f"tinybird_proxy_metrics_api_certificate_expiry_seconds < {late_s}"
+    groups = one(render(OPERATOR, given=given), "PrometheusRule")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    for each, alert in CERTIFICATES.items():
+        its_late_s = late_s if each == part else 1_296_000
+        name = {"metricsAPI": "metrics_api", "webhook": "webhook"}[each]
+        assert rules[alert] == f"tinybird_proxy_{name}_certificate_expiry_seconds < {its_late_s}"
 
 
 @pytest.mark.parametrize(("resync_s", "idle_s"), [(60, 900), (300, 900), (1000, 3000)])

@@ -30,6 +30,7 @@ from tinybird_proxy_operator.scaling.targets import TARGETS, adapter_rule
 
 CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 CLUSTER_WIDE |= {f"{what}AdmissionPolicy{part}" for what in ("Mutating", "Validating") for part in ("", "Binding")}
+CLUSTER_WIDE.add("MutatingWebhookConfiguration")
 CHILD = ("get", "list", "watch", "create", "patch", "delete")
 READ = ("get", "list", "watch")
 # Every right of the operator's, and no other.

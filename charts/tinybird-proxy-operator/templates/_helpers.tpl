@@ -162,6 +162,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- fail "lease.retryPeriodSeconds: must be at most half of lease.renewDeadlineSeconds, or one missed renewal would end the leader" }}
 {{- end }}
 {{- include "injection.check" . }}
+{{- include "webhook.check" . }}
 {{- $own := include "operator.labels" (dict "Chart" .Chart "Release" .Release "Values" (set (deepCopy .Values) "commonLabels" dict)) | fromYaml }}
 {{- $given := dict "commonLabels" .Values.commonLabels }}
 {{- range $part, $holder := .Values.monitoring }}{{ $_ := set $given (printf "monitoring.%s.labels" $part) $holder.labels }}{{ end }}
