@@ -19,7 +19,11 @@ def post(body, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", 18000, timeout=60)
     try:
         connection.request("POST", "/v0/events?name=events", body, headers)
-        return str(connection.getresponse().status)
+        response = connection.getresponse()
+        said = response.read()
+        if b"buffer is full" in said:
+            return "full"
+        return "too many at once" if b"too many large uploads" in said else str(response.status)
     except OSError as error:
         return type(error).__name__
     finally:
@@ -32,9 +36,10 @@ rows, compressed = Counter(), Counter()
 while not set(rows) - {"202"}:
     rows[post("\\n".join(map(row, range(100))))] += 1
 text = "\\n".join(map(row, range(17000)))
-text += '\\n{"text": "x"}' * ((15_900_000 - len(text)) // 14)
+filler = "\\n" + json.dumps({"text": "x" * 1000})
+text += filler * ((15_999_000 - len(text)) // len(filler))
 large = gzip.compress(text.encode(), 1)
-assert 9_000_000 < len(large) < 10_000_000 and 15_800_000 < len(text) < 16_000_000, (len(large), len(text))
+assert 8_500_000 < len(large) < 10_000_000 and 15_800_000 < len(text) < 16_000_000, (len(large), len(text))
 
 def post_large():
     for _ in range(10):
@@ -178,8 +183,9 @@ def test_a_full_buffer_and_large_bodies_fit_into_the_memory_that_the_readme_give
     said = json.loads(
         namespace.kubectl("exec", name, "--container", "app", "--", "python", "-c", _FILL_UP, timeout_s=120)
     )
-    assert "429" in said["rows"], said  # full
-    assert said["compressed"].keys() == {"429", "503"}, said  # inflated, checked, and no room; or too many at once
+    assert said["rows"].keys() == {"202", "full"}, said
+    # One is inflated and checked before it hears that there is no room; no more than that are taken in at a time.
+    assert said["compressed"].keys() == {"full", "too many at once"}, said
     status = json.loads(in_shell(namespace, blocks("sh sidecar")[0][0], name))
     assert status["buffer"]["bytes"] > 60 * 2**20
     namespace.faults()
