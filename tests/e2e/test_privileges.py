@@ -29,7 +29,13 @@ METRICS_API_EXCUSED: Final = {
 }
 
 
-@pytest.mark.parametrize(("account", "excused"), [(OPERATOR, EXCUSED), (SERVICE, METRICS_API_EXCUSED)])
+WEBHOOK_EXCUSED: Final[dict[str, str]] = {}
+
+
+@pytest.mark.parametrize(
+    ("account", "excused"),
+    [(OPERATOR, EXCUSED), (SERVICE, METRICS_API_EXCUSED), (f"{OPERATOR}-webhook", WEBHOOK_EXCUSED)],
+)
 def test_what_may_be_done_is_what_was_done_and_nothing_was_refused(
     account: str, excused: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
