@@ -18,6 +18,8 @@ import pytest
 import yaml
 from tests.e2e.conftest import LABEL
 from tests.e2e.kubectl import OPERATOR_CHART, OPERATOR_NAMESPACE, OPERATOR_VALUES, CommandFailed, Namespace, run, until
+from tests.e2e.mesh import SIDECAR as MESH
+from tests.e2e.mesh import mesh
 from tests.operator.injection_cases import CASES, Case
 from tests.operator.injection_pods import SIDECAR, SIDECARS, Pod, container, injected, pod, seen
 
@@ -223,97 +225,32 @@ def test_the_pods_of_a_deployment_get_it(way: Way, plain: Namespace) -> None:
     assert seen(given)["hash"] == SIDECAR["hash"]
 
 
-def test_a_limit_range_gives_it_what_it_does_not_say_and_refuses_nothing(way: Way) -> None:
+def limit_range() -> dict[str, Any]:
+    """Every container has a limit for CPU: a pod with one that has none is refused."""
     limits = {"type": "Container", "default": {"cpu": "500m"}, "max": {"cpu": "1"}}
-    limit_range = {
-        "apiVersion": "v1",
-        "kind": "LimitRange",
-        "metadata": {"name": "limits"},
-        "spec": {"limits": [limits]},
-    }
-    with namespace_with({}, limit_range) as namespace, meshed(way, namespace):
+    spec = {"limits": [limits]}
+    return {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"}, "spec": spec}
+
+
+def test_a_limit_range_gives_it_what_it_does_not_say(way: Way) -> None:
+    with namespace_with({}, limit_range()) as namespace:
         until_it_works(way, namespace)
-        [_, ours] = until_meshed(way, namespace, pod())["spec"]["initContainers"]
-        assert ours["resources"]["limits"] == {"cpu": "500m", "memory": "128Mi"}
+        [given] = made_of(namespace, way.of(pod()))
+        assert seen(given)["resources"]["limits"] == {"cpu": "500m", "memory": "128Mi"}
 
 
-def test_a_mesh_that_comes_in_afterwards_comes_before_it(way: Way) -> None:
-    with namespace_with({}) as namespace, meshed(way, namespace):
+@pytest.mark.control_plane
+@pytest.mark.parametrize("first", [True, False])
+def test_a_mesh_that_comes_in_afterwards_comes_before_it(way: Way, first: bool, tmp_path: Path) -> None:
+    with namespace_with({}, limit_range()) as namespace, mesh(namespace, tmp_path, first=first) as asked:
         until_it_works(way, namespace)
-        given = until_meshed(way, namespace, pod(initContainers=[container("migrate")]))
-        assert seen(given)["init"] == ["istio-proxy", SIDECAR_CONTAINER, "migrate"]
-        assert seen(given)["env"]["istio-proxy"] == []
-
-
-def until_meshed(way: Way, namespace: Namespace, given: Pod) -> Pod:
-    """What the API server makes of the pod when the mesh is known to it, and comes after our policy.
-
-    Policies have no order that could be chosen; it is another after one of them has changed.
-    """
-
-    def meshed_pods() -> list[Pod]:
-        run("kubectl", "annotate", "mutatingadmissionpolicy", _mesh(namespace), f"again={uuid.uuid4()}", "--overwrite")
-        return [each for each in made_of(namespace, way.of(given)) if "istio-proxy" in seen(each)["init"]]
-
-    [found] = until("a mesh", meshed_pods, timeout_s=60)
-    return found
-
-
-def _mesh(namespace: Namespace) -> str:
-    return f"mesh-{namespace.name}"
-
-
-@contextmanager
-def meshed(way: Way, namespace: Namespace) -> Iterator[None]:
-    """A policy that puts a mesh's native sidecar in front of all init containers.
-
-    Beside our policy it does so only where a sidecar of ours is, so that ours was first. Webhooks come after all
-    policies.
-    """
-    name = _mesh(namespace)
-    ours, theirs = (
-        f'object.spec.?initContainers.orValue([]).exists(c, c.name == "{each}")'
-        for each in (SIDECAR_CONTAINER, "istio-proxy")
-    )
-    when = f"!{theirs}" if way.name == "Webhook" else f"{ours} && !{theirs}"
-    mesh = '{"name": "istio-proxy", "image": "registry.example.com/istio:1", "restartPolicy": "Always"}'
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "failurePolicy": "Fail",
-            "reinvocationPolicy": "IfNeeded",
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ],
-            },
-            "matchConditions": [{"name": "when", "expression": when}],
-            "mutations": [
-                {
-                    "patchType": "JSONPatch",
-                    "jsonPatch": {
-                        "expression": f'[JSONPatch{{op: "add", path: "/spec/initContainers/0", value: {mesh}}}]'
-                    },
-                }
-            ],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name},
-    }
-    needs_policies()
-    stream = yaml.safe_dump_all([policy, binding])
-    run("kubectl", "apply", "--filename=-", stdin=stream)
-    try:
-        yield
-    finally:
-        run("kubectl", "delete", "--wait=false", "--filename=-", stdin=stream)
+        asks = way.of(pod(initContainers=[container("migrate")]))
+        [given] = until("a mesh", lambda: [each for each in made_of(namespace, asks) if MESH in seen(each)["init"]])
+        assert asked[-1] == [SIDECAR_CONTAINER, "migrate"]
+        order = [MESH, SIDECAR_CONTAINER, "migrate"] if first else ["migrate", MESH, SIDECAR_CONTAINER]
+        assert seen(given)["init"] == order
+        assert seen(given)["env"][MESH] == []
+        assert seen(given)["resources"]["limits"] == {"cpu": "500m", "memory": "128Mi"}
 
 
 def test_with_fail_a_pod_that_asks_gets_it_or_is_refused_with_the_reason() -> None:
