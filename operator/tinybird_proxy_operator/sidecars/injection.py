@@ -187,7 +187,7 @@ def _env_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
 def _volume_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
     volumes, wanted = _list(pod["spec"], "volumes"), sidecar.get("volumes", ())
     ours, current = _names(wanted), injected_hash(pod) == sidecar["hash"]
-    stay = [each for each in volumes if each["name"] not in ours or current or each in wanted]
+    stay = [each for each in volumes if each["name"] not in ours or current]
     for index in reversed(range(len(volumes))):
         if volumes[index] not in stay:
             yield {"op": "remove", "path": f"/spec/volumes/{index}"}
