@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.operator.injection_cases import injected, pod
+from tests.operator.injection_pods import injected, pod
 from tests.operator.metrics_apis import ClientCA, client_context
 from tests.operator.test_webhook_upkeep import write
 from tests.operator.webhooks import ENV, SERVER_NAME, bundles, made_of, review, running

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.operator.injection_cases import CASES, SIDECAR, SIDECARS, Case, injected, patched, pod, why_not
+from aiohttp import web
+from tests.operator.injection_cases import CASES, Case
+from tests.operator.injection_pods import SIDECAR, SIDECARS, injected, patched, pod, why_not
 from tests.operator.webhooks import namespace, resource, review
 
 from tinybird_proxy_operator.kube import Kube, kubernetes_connection
@@ -125,16 +127,22 @@ async def test_a_read_that_fails_lets_the_pod_in_and_is_told_once(
 async def test_an_api_server_that_does_not_answer_is_waited_for_in_vain_and_not_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
+    gone = asyncio.Event()
 
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async def say_nothing(request: web.BaseRequest) -> web.Response:
+        await gone.wait()
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(say_nothing), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     path = tmp_path / "kubeconfig"
-    path.write_text(kubeconfig(f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"))
-    async with silent, kubernetes_connection(str(path)) as kube, asyncio.timeout(2):
+    path.write_text(kubeconfig(f"http://127.0.0.1:{runner.addresses[0][1]}"))
+    async with kubernetes_connection(str(path)) as kube, asyncio.timeout(2):
         found = await Injector(kube, timeout_s=0.2).outcome(read(json.dumps(review(pod())).encode()))
+    gone.set()
+    await runner.cleanup()
     assert found.result == Result.NOT_READ
     assert str(found.why_not).startswith("the API server did not answer within 0.2 s; make the pod again")
 

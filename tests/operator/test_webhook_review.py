@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.injection_cases import CASES, SIDECAR, Case, container, native, pod, port
+from tests.operator.injection_cases import CASES, Case
+from tests.operator.injection_pods import SIDECAR, container, native, pod, port
 from tests.operator.webhooks import review
 
 from tinybird_proxy_operator.sidecars.injection import chosen, inject, is_mirror, refusal

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 from tests.operator.clusters import connection
-from tests.operator.injection_cases import SIDECAR, patched
+from tests.operator.injection_pods import SIDECAR, patched
 from tests.operator.metrics_apis import client_context
 
 from tinybird_proxy_operator.names import API_VERSION, KIND
