@@ -1,6 +1,5 @@
-"""Injection while a part of it is away, or being replaced: nobody is missed without being counted."""
+"""Injection while the webhook, or all of the operator, is away: who is missed is counted, and made current."""
 
-import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -26,9 +25,6 @@ pytestmark = pytest.mark.alone
 SYSTEM: Final = Namespace(OPERATOR_NAMESPACE)
 WEBHOOK: Final = f"{OPERATOR}-webhook"
 WEBHOOK_PODS: Final = f"app.kubernetes.io/name={OPERATOR},app.kubernetes.io/component=webhook"
-# At least so many pods, and so many certificates, one after the other.
-PODS_MIN: Final = 100
-ROTATIONS_MIN: Final = 2
 
 
 @pytest.fixture
@@ -36,7 +32,8 @@ def as_before() -> Iterator[None]:
     """Every Deployment of the operator's chart as the other tests have it, afterwards."""
     before = {each["metadata"]["name"]: each["spec"]["replicas"] for each in SYSTEM.find("deployments")}
     yield
-    install_operator()
+    if before.keys() != {each["metadata"]["name"] for each in SYSTEM.find("deployments")}:
+        install_operator()
     for name, replicas in before.items():
         SYSTEM.kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
     for name in before:
@@ -98,29 +95,3 @@ def test_by_policy_pods_get_it_while_every_part_of_the_operator_is_down(namespac
         assert sidecar_of(pod) == ("events", hash)
         until_rows(namespace, name)
     namespace.until_arrived("init-1", "init-2", "init-3")
-
-
-def _certificate() -> str:
-    return str(SYSTEM.get("secret", f"{WEBHOOK}-certificates")["data"]["tls.crt"])
-
-
-def test_no_pod_is_missed_while_the_webhooks_certificates_are_rotated(namespace: Namespace, as_before: None) -> None:
-    life = {"lifetimeSeconds": 24, "overlapSeconds": 5}
-    install_operator(*(f"--set=webhook.certificates.{name}={value}" for name, value in life.items()))
-    namespace.apply(token_secret(), sidecar(namespace))
-    namespace.wait_ready()
-    # No node has it: the pods are made, and nothing of them runs.
-    spec = {"nodeSelector": {"there": "is-none"}, "containers": [{"name": "app", "image": "app"}]}
-    metadata = {"generateName": "app-", "labels": {"app": "app", INJECT_LABEL: "events"}}
-    batch = [{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}] * 10
-    certificates, made, ends_at = [_certificate()], 0, time.monotonic() + 90
-    while made < PODS_MIN or len(certificates) <= ROTATIONS_MIN:
-        assert time.monotonic() < ends_at, f"{made} pods, {len(certificates) - 1} rotations"
-        namespace.create(*batch)
-        made += len(batch)
-        if (now := _certificate()) != certificates[-1]:
-            certificates.append(now)
-    found = namespace.find("pods", "app=app")
-    print(f"{len(found)} pods during {len(certificates) - 1} rotations")
-    assert len(found) == made
-    assert [each["metadata"]["name"] for each in found if not has_sidecar(each)] == []
