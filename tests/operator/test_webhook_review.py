@@ -22,7 +22,10 @@ def sent(document: Any) -> bytes:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_pod_of_the_table_is_read_as_it_is(case: Case) -> None:
-    assert read(sent(review(case.pod))) == Review("705ab4f5", "shop", case.pod)
+    found = read(sent(review(case.pod)))
+    assert (found.uid, found.namespace, found.is_of_a_pod) == ("705ab4f5", "shop", True)
+    assert found.labels == case.pod["metadata"].get("labels", {})
+    assert found.pod() == case.pod
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,9 @@ def test_every_pod_of_the_table_is_read_as_it_is(case: Case) -> None:
     ],
 )
 def test_a_question_about_something_else_is_none_about_a_pod(request_: Any) -> None:
-    assert read(sent({**review(pod()), "request": {**review(pod())["request"], **request_}})).pod is None
+    assert read(sent({**review(pod()), "request": {**review(pod())["request"], **request_}})) == Review(
+        "705ab4f5", "shop"
+    )
 
 
 def wrong(path: str, value: Any) -> Any:
@@ -95,6 +100,12 @@ def test_what_is_no_json_that_can_be_read_is_told_so(body: bytes) -> None:
         read(body)
 
 
+def test_what_is_nested_too_deeply_where_nobody_looks_is_told_when_the_pod_is_read() -> None:
+    body = sent(review({**pod(), "x": 1})).replace(b'"x": 1', b'"x": ' + b"[" * 5000 + b"]" * 5000)
+    with pytest.raises(NotAReview, match="is no JSON that can be read"):
+        read(body).pod()
+
+
 def test_what_is_wrong_is_told_by_its_place_and_not_by_what_is_there() -> None:
     with pytest.raises(NotAReview) as refused:
         read(sent(wrong("request.object.spec.containers.0.env", [{"name": ["secret-value"]}])))
@@ -146,6 +157,6 @@ def test_whatever_is_in_the_place_of_whatever_is_refused_or_can_be_decided(data:
         found = read(json.dumps(document).encode("utf-8", "surrogatepass"))
     except NotAReview:
         return
-    if found.pod is not None and not is_mirror(found.pod) and chosen(found.labels, {}) is not None:
-        said, operations = refusal(found.pod, SIDECAR), inject(found.pod, "events", SIDECAR)
+    if found.is_of_a_pod and not is_mirror(found.pod()) and chosen(found.labels, {}) is not None:
+        said, operations = refusal(found.pod(), SIDECAR), inject(found.pod(), "events", SIDECAR)
         assert json.dumps(answer(found.uid, operations, said))

@@ -58,9 +58,8 @@ class Injector:
         self._failing: str | None = None
 
     async def outcome(self, review: Review) -> Outcome:
-        """What is to be done with the pod. Takes ``timeout_s`` at most."""
-        pod = review.pod
-        if pod is None or is_mirror(pod):
+        """What is to be done with the pod. Takes ``timeout_s`` at most. Raises ``NotAReview``."""
+        if not review.is_of_a_pod:
             return Outcome(Result.NOT_ASKED)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -81,6 +80,10 @@ class Injector:
         if (sidecar := _sidecar_of(found)) is None:
             sentence = f"TinybirdProxy {name} gives none; see whether it has mode Sidecar and is ready, {_OR_NONE}"
             return Outcome(Result.NOT_RENDERED, why_not=sentence)
+        # Nothing is waited for from here on, so that there is one pod at a time.
+        pod = review.pod()
+        if is_mirror(pod):
+            return Outcome(Result.NOT_ASKED)
         if (why_not := refusal(pod, sidecar)) is not None:
             return Outcome(Result.REFUSED, why_not=why_not)
         operations = inject(pod, name, sidecar)

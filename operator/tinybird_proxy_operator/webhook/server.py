@@ -18,7 +18,7 @@ from tinybird_proxy_operator.webhook.review import NotAReview, Review, answer, r
 PATH: Final = "/inject"
 # An API server takes 3 MiB of any object at most, and has so many changes going on at once as there are connections.
 MAX_BODY_BYTES: Final = 3 * 2**20
-# A body takes more than twenty times its size when it is read and made to be bad.
+# Of all that are there at once.
 MAX_BODIES_BYTES: Final = 6 * 2**20
 _BODY_TIMEOUT_S: Final = 0.8
 # Nobody waits for longer than 3 s.
@@ -79,8 +79,10 @@ class Server:
 
     def _size(self, request: web.BaseRequest) -> int:
         size = request.content_length
-        if size is None or request.headers.get("Content-Encoding"):
-            raise _Declined(411, "a review comes with its Content-Length, and as it is", Result.NOT_A_REVIEW)
+        if size is None:
+            raise _Declined(411, "a review comes with its Content-Length", Result.NOT_A_REVIEW)
+        if request.headers.get("Content-Encoding"):
+            raise _Declined(415, "a review comes as it is, without a Content-Encoding", Result.NOT_A_REVIEW)
         if size > MAX_BODY_BYTES:
             raise _Declined(413, f"a review has at most {MAX_BODY_BYTES} bytes", Result.NOT_A_REVIEW)
         if self._bodies_bytes + size > MAX_BODIES_BYTES:
@@ -102,6 +104,8 @@ class Server:
     async def _outcome(self, review: Review) -> Outcome:
         try:
             return await self._injector.outcome(review)
+        except NotAReview as error:
+            raise _Declined(400, str(error), Result.NOT_A_REVIEW) from error
         except Exception as error:  # noqa: BLE001 - the pod is let in, whatever it is
             # Without the message, which may be a part of the pod.
             _log.error("a review could not be answered, by a fault of the webhook's: %s", _place_of(error))
