@@ -102,6 +102,16 @@ async def test_where_no_client_ca_is_known_no_certificate_is_good(issuer: Issuer
             await seen(port, client_context(issuer.authority.certificate, clients.client(tmp_path, "any")))
 
 
+async def test_where_nobody_is_asked_for_a_certificate_whatever_a_client_has_is_good(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    tls = ServerTLS(asks_for_certificates=False)
+    await tls.use(issuer.serving, "")
+    async with listening(tls) as port:
+        client = ClientCA().client(tmp_path, "any")
+        assert await seen(port, client_context(issuer.authority.certificate, client)) == ""
+
+
 @pytest.mark.parametrize("name", [NAMES[0], None], ids=["by name", "without a name"])
 async def test_certificate_and_client_ca_change_for_the_next_handshake(
     issuer: Issuer, tmp_path: Path, name: str | None

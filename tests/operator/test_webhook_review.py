@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.operator.injection_cases import CASES, Case
 from tests.operator.injection_pods import SIDECAR, container, native, pod, port
@@ -144,6 +144,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key, each in inner for found in places(each, (*path, key)))]
 
 
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_whatever_is_in_the_place_of_whatever_is_refused_or_can_be_decided(data: st.DataObject) -> None:
     document = copy.deepcopy(review(data.draw(st.sampled_from([case.pod for case in CASES]))))
