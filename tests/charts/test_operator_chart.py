@@ -208,7 +208,7 @@ def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
 def test_what_may_be_watched_is_watched_and_nothing_else() -> None:
     allowed = {key for key, verbs in (RIGHTS | ASKED_FOR).items() if "watch" in verbs}
     children = {(group, plural) for group, _, plural in (*handlers.CHILDREN, handlers.AUTOSCALERS)}
-    assert allowed == children | {("", "secrets"), (GROUP, "tinybirdproxies")}
+    assert allowed == children | {("", "pods"), ("", "secrets"), (GROUP, "tinybirdproxies")}
 
 
 def test_with_namespaces_there_are_roles_in_them_and_nothing_of_the_whole_cluster() -> None:
