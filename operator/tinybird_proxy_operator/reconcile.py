@@ -35,7 +35,7 @@ from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.shrinking import Scaling, Shrinks
 from tinybird_proxy_operator.sidecar_looks import SidecarLooks
 from tinybird_proxy_operator.sidecar_pods import SidecarPods
-from tinybird_proxy_operator.spec import Proxy, parse
+from tinybird_proxy_operator.spec import Proxy, parse, without_spec
 from tinybird_proxy_operator.status import differs, make_status
 from tinybird_proxy_operator.telling import tell
 from tinybird_proxy_operator.workloads import read_pods
@@ -122,7 +122,7 @@ class Reconciler:
         try:
             proxy = parse(body)
         except SpecError as error:
-            proxy = _without_spec(body)  # good for telling, not for carrying out
+            proxy = without_spec(body)
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
             if proxy.spec.mode == "Sidecar":
                 return await self._look_at_sidecars(key, proxy, body, problems)
@@ -145,7 +145,8 @@ class Reconciler:
         self, key: Key, proxy: Proxy, body: Object, problems: Sequence[Problem] | None
     ) -> float | None:
         found = await self._sidecars.look(key, proxy, body, problems)
-        return max(await self._report(key, proxy, body, found.observed), found.again_s)
+        again_s = await self._report(key, proxy, body, found.observed)
+        return max(again_s, found.again_s) if again_s else 0.0  # there is more to count, or somebody was faster
 
     def _forget(self, key: Key) -> None:
         """The resource is no more, or no longer ours: nobody waits for it."""
@@ -187,7 +188,7 @@ class Reconciler:
         try:
             proxy, problems = parse(body), []
         except SpecError as error:
-            proxy = parse({**body, "spec": {}})
+            proxy = without_spec(body)
             problems = [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
 
         async def observe() -> Observed:
@@ -329,10 +330,3 @@ class Reconciler:
         moving = workload is not None and (not workload.settled or workload.available < (observed.wanted_replicas or 0))
         trying = tried is not None and tried.step is not Step.FAILED
         return SOON_S if moving or trying or observed.held is not None else FIGURES_S
-
-
-def _without_spec(body: Object) -> Proxy:
-    """The resource with nothing of its spec but the mode, which decides what its status is about."""
-    given = body.get("spec")
-    mode = given.get("mode") if isinstance(given, Mapping) else None
-    return parse({**body, "spec": {"mode": "Sidecar"} if mode == "Sidecar" else {}})

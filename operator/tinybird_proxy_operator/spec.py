@@ -242,6 +242,16 @@ def parse(body: Mapping[str, Any]) -> Proxy:
     )
 
 
+def without_spec(body: Mapping[str, Any]) -> Proxy:
+    """The resource with nothing of a spec that cannot be read but the mode, which decides what there is to look at.
+
+    Good for telling, not for carrying out.
+    """
+    given = body.get("spec")
+    mode = given.get("mode") if isinstance(given, Mapping) else None
+    return parse({**body, "spec": {"mode": "Sidecar"} if mode == "Sidecar" else {}})
+
+
 def _with_mode_defaults(spec: Any) -> Any:
     """``spec`` as it was given, with what is absent and is not mode Deployment's default."""
     if not isinstance(spec, Mapping) or spec.get("mode") != "Sidecar":
