@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from tinybird_proxy_operator import checks
@@ -22,6 +23,8 @@ from tinybird_proxy_operator.spec import Proxy
 
 # A look lists the namespace's pods, so a large one is looked at less often than each FIGURES_S.
 _PODS_A_SECOND: Final = 50.0
+# Of so many owners it is told in Events what is wrong: pods of Jobs have none, and may be thousands.
+_TOLD_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +64,21 @@ class SidecarLooks:
             rendered, told = self._rendered(proxy, token, rendered)
         pods = await self.app_pods.read(proxy, rendered)
         evicts = managed and problems is None and proxy.spec.sidecar.rollout == "Evict" and not proxy.deleting
-        hindrances = await self.app_pods.evict(key, proxy, pods) if evicts and rendered is not None else []
+        off = standing.why_off(self.settings.injection, proxy.namespace, self.settings.operator_namespace)
+        # What is not in the status yet is what a pod in the place of an evicted one would not get.
+        hash = "" if rendered is None else str(rendered["hash"])
+        given = not off and hash != "" and hash == (old.get("sidecar") or {}).get("hash")
+        hindrances = await self.app_pods.evict(key, proxy, pods, hash) if evicts and given else []
+        needed_s = standing.needed_grace_period_s(rendered)
         stands = standing.stand(
             pods,
-            injection=self.settings.injection,
+            off=off,
             evicts=evicts,
-            needed_grace_period_s=_needed_grace_period_s(rendered),
+            needed_grace_period_s=needed_s,
             told=hindrances,
+            rendered=rendered is not None,
         )
-        await self._tell(proxy, pods, token, rendered)
+        await self._tell(proxy, pods, token, needed_s)
         ref = proxy.spec.tinybird.token_secret_ref
         observed = Observed(
             wanted_replicas=None,
@@ -110,19 +119,12 @@ class SidecarLooks:
         self._held[key] = known = remember(self._held.get(key, {}), facts, self.now())
         return with_lost_rows(known, facts)
 
-    async def _tell(self, proxy: Proxy, pods: Sequence[AppPod], token: Token, rendered: Object | None) -> None:
-        for who, text in standing.refusals(pods).items():
+    async def _tell(self, proxy: Proxy, pods: Sequence[AppPod], token: Token, needed_s: int | None) -> None:
+        for who, text in islice(standing.refusals(pods).items(), _TOLD_MAX):
             await self.events.tell(proxy, Reason.SIDECARS_REFUSED, text, warning=True, about=who)
         if token.note is not None:
             await self.events.tell(proxy, Reason.SECRET_IMMUTABLE, token.note, warning=False, about=token.note)
-        needed_s = _needed_grace_period_s(rendered)
-        for pod in pods:
-            if needed_s is not None and pod.facts is not None and pod.grace_period_s < needed_s:
-                who = pod.owner or f"Pod {pod.name}"
-                text = f"{who}: {standing.grace_period_sentence(needed_s)}"
-                await self.events.tell(proxy, Reason.GRACE_PERIOD_TOO_SHORT, text, warning=True, about=who)
-
-
-def _needed_grace_period_s(rendered: Mapping[str, Any] | None) -> int | None:
-    """None: nothing is inserted, so nothing is needed."""
-    return None if rendered is None else rendered.get("gracePeriodSeconds")
+        short = [pod for pod in pods if pod.facts is not None and pod.grace_period_s < (needed_s or 0)]
+        for who in islice(dict.fromkeys(pod.owner or f"Pod {pod.name}" for pod in short), _TOLD_MAX):
+            text = f"{who}: {standing.grace_period_sentence(needed_s or 0)}"
+            await self.events.tell(proxy, Reason.GRACE_PERIOD_TOO_SHORT, text, warning=True, about=who)

@@ -10,15 +10,16 @@ from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests.environment import admin_port
 from tinybird_proxy_operator.names import INJECT_LABEL, INJECTED_LABEL, SIDECAR_CONTAINER, Reason, some
-from tinybird_proxy_operator.observed import ProxyReport
+from tinybird_proxy_operator.observed import ProxyReport, read_pod
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.sidecars import eviction
-from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_sidecar
+from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended, has_sidecar
 from tinybird_proxy_operator.sidecars.injection import Sidecar, chosen
 from tinybird_proxy_operator.spec import Proxy
 
 _ASKED_AT_ONCE: Final = 10
+_OWNERS_READ_MAX: Final = 10  # in one look
 
 
 @dataclass(slots=True)
@@ -37,23 +38,28 @@ class SidecarPods:
 
     async def read(self, proxy: Proxy, sidecar: Sidecar | None) -> list[AppPod]:
         """Every pod of the namespace that asks for it, or has it."""
-        labels = await self._namespace_labels(proxy.namespace)
-        found = await self._candidates(proxy, labels)
+        labels = await namespace_labels(self.kube, proxy.namespace)
+        found = await candidates(self.kube, proxy.namespace, proxy.name, labels)
         limit, reports = asyncio.Semaphore(_ASKED_AT_ONCE), dict[str, ProxyReport]()
 
         async def ask(pod: Object) -> None:
-            ip, port = pod.get("status", {}).get("podIP"), _admin_port(pod, proxy)
+            ip, port = pod.get("status", {}).get("podIP"), admin_port_of(pod, proxy)
             async with limit:
                 if (report := await self.pods.report(ip, port=port)) is not None:
                     reports[pod["metadata"]["uid"]] = report
 
-        # A pod on its node's network has the node's address, and no sidecar of ours.
-        await asyncio.gather(*(ask(pod) for pod in found if has_sidecar(pod, proxy.name) and _has_address(pod)))
+        await asyncio.gather(*(ask(pod) for pod in found if may_answer(pod, proxy.name)))
         return asking(found, name=proxy.name, namespace_labels=labels, sidecar=sidecar, reports=reports)
 
-    async def evict(self, key: Key, proxy: Proxy, pods: list[AppPod]) -> list[str]:
-        """Evict whose turn it is. Sentences about what keeps others from being."""
-        decision = eviction.decide(pods, self._turns.get(key, {}), now_s=self.now())
+    async def evict(self, key: Key, proxy: Proxy, pods: list[AppPod], hash: str) -> list[str]:
+        """Evict whose turn it is. Sentences about what keeps others from being. ``hash``: of the present sidecar."""
+        before, now_s = self._turns.get(key, {}), self.now()
+        complete = [
+            owner
+            for owner in eviction.overdue(pods, before, now_s=now_s)[:_OWNERS_READ_MAX]
+            if await self._has_all_its_pods(proxy.namespace, owner)
+        ]
+        decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete)
         turns, told = dict(decision.turns), []
         for owner, (pod, turn) in decision.evict.items():
             try:
@@ -71,41 +77,68 @@ class SidecarPods:
             text = f"Evicted {pod.name} of {owner}: the pod in its place gets the sidecar as it is now."
             await self.events.tell(proxy, Reason.EVICTED, text, warning=False, about=pod.uid)
         self._turns[key] = turns
-        if decision.held:
-            told.append(decision.held)
+        told += decision.held
         if decision.useless:
             text = (
-                f"{some(decision.useless)}: the pod in the place of one that was evicted has no sidecar either, so it"
-                " is tried again later. See that injection works: is the webhook running, and is the label on the pods?"
+                f"{some(decision.useless)}: the pod in the place of one that was evicted does not have the present"
+                " sidecar either, so it is tried again later. See that injection works: is the webhook running, and is"
+                " the label on the pods?"
             )
             told.append(text)
             await self.events.tell(proxy, Reason.EVICTION_USELESS, text, warning=True, about=" ".join(decision.useless))
         return told
 
-    async def _namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        """None where that may not be read: then nothing is injected for a namespace's label either."""
+    async def _has_all_its_pods(self, namespace: str, owner: str) -> bool:
+        """Whether it was scaled down. Of what is no Deployment that is not known here."""
+        kind, _, name = owner.partition(" ")
+        if kind != "Deployment":
+            return False
         try:
-            found = await self.kube.find("Namespace", None, namespace)
+            found = await self.kube.find(kind, namespace, name)
         except Forbidden:
-            return {}
-        labels: Mapping[str, str] = {} if found is None else found["metadata"].get("labels") or {}
-        return labels
-
-    async def _candidates(self, proxy: Proxy, namespace_labels: Mapping[str, str]) -> list[Object]:
-        if chosen(None, namespace_labels) == proxy.name:
-            return await self.kube.list("Pod", proxy.namespace, cached=True)
-        found: dict[str, Object] = {}
-        for label in (INJECT_LABEL, INJECTED_LABEL):
-            for pod in await self.kube.list("Pod", proxy.namespace, labels={label: proxy.name}, cached=True):
-                found[pod["metadata"]["uid"]] = pod
-        return list(found.values())
+            return False
+        if found is None:
+            return False
+        status, generation = found.get("status") or {}, found["metadata"].get("generation", 0)
+        if status.get("observedGeneration", 0) < generation:
+            return False
+        return bool(status.get("replicas", 0) >= (found.get("spec") or {}).get("replicas", 1))
 
 
-def _has_address(pod: Object) -> bool:
-    return bool(pod.get("status", {}).get("podIP")) and not pod["spec"].get("hostNetwork")
+async def namespace_labels(kube: Kube, namespace: str) -> Mapping[str, str]:
+    """None where that may not be read: then nothing is injected for a namespace's label either."""
+    try:
+        found = await kube.find("Namespace", None, namespace)
+    except Forbidden:
+        return {}
+    labels: Mapping[str, str] = {} if found is None else found["metadata"].get("labels") or {}
+    return labels
 
 
-def _admin_port(pod: Object, proxy: Proxy) -> int:
+async def candidates(kube: Kube, namespace: str, name: str, labels: Mapping[str, str]) -> list[Object]:
+    """The pods among which those are that ask for the sidecar of ``name`` or have it. ``labels``: the namespace's."""
+    if chosen(None, labels) == name:
+        return await kube.list("Pod", namespace, cached=True)
+    found: dict[str, Object] = {}
+    for label in (INJECT_LABEL, INJECTED_LABEL):
+        for pod in await kube.list("Pod", namespace, labels={label: name}, cached=True):
+            found[pod["metadata"]["uid"]] = pod
+    return list(found.values())
+
+
+def may_answer(pod: Object, name: str) -> bool:
+    """Whether the sidecar of the resource ``name`` is in the pod, runs, and is at the pod's address.
+
+    A pod that has ended keeps its address in the API when it is long another's; one on its node's network has the
+    node's, and no sidecar of ours.
+    """
+    status = pod.get("status") or {}
+    if not has_sidecar(pod, name) or not status.get("podIP") or pod["spec"].get("hostNetwork"):
+        return False
+    return read_pod(pod, None, container=SIDECAR_CONTAINER).running and not has_ended(pod)
+
+
+def admin_port_of(pod: Object, proxy: Proxy) -> int:
     """Where the sidecar in this pod is asked: it may be older than the resource's present ports."""
     for container in pod["spec"].get("initContainers") or []:
         if container.get("name") == SIDECAR_CONTAINER:

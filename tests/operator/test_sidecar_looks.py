@@ -173,6 +173,30 @@ async def test_refusals_and_short_grace_periods_are_events(cluster: Cluster) -> 
     assert told["GracePeriodTooShort"].startswith("Deployment app: terminationGracePeriodSeconds is less than 30")
 
 
+async def test_of_many_that_nothing_replaces_only_some_are_events(cluster: Cluster) -> None:
+    cluster.secret()
+    for number in range(40):
+        cluster.api.put(app_pod(f"j{number}", owner=("Job", f"j{number}"), ip=None, spec={"hostNetwork": True}))
+    await look(cluster, {})
+    for _ in range(3):
+        await cluster.reconcile()
+    assert [reason for _, reason, _ in cluster.told()].count("SidecarsRefused") == 20
+
+
+async def test_rows_that_are_yet_to_be_counted_do_not_wait_because_the_pods_are_many(cluster: Cluster) -> None:
+    cluster.secret()
+    await look(cluster, {})
+    for number in range(100):
+        cluster.api.put(app_pod(f"p{number}", ip=None))
+    for number in range(11):  # one more than one status counts
+        at = f"2099-01-01T00:10:{number:02}Z"
+        words = "2 rows lost; hits: 2 rows, no answer"
+        ended = {"terminated": {"finishedAt": at, "exitCode": 1, "message": words}}
+        cluster.reconciler.lost.saw(app_pod(f"e{number}", hash="0", ip=None, state=ended), True)
+    await cluster.reconcile()
+    assert cluster.status()["lost"]["rows"] == 22
+
+
 async def test_with_injection_off_it_says_so(cluster: Cluster) -> None:
     cluster.secret()
     await look(cluster, {}, SIDECAR_INJECTION="None")

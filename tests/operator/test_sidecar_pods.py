@@ -65,7 +65,7 @@ async def test_that_evicting_does_not_help_is_told_and_not_repeated_at_once(clus
     await cluster.reconcile()
     assert cluster.api.names("Pod") == ["b"]
     assert "EvictionUseless" in [reason for _, reason, _ in cluster.told()]
-    assert "has no sidecar either" in cluster.message("SidecarsCurrent")
+    assert "does not have the present sidecar either" in cluster.message("SidecarsCurrent")
 
 
 async def test_a_role_that_may_not_read_namespaces_finds_the_pods_that_ask_themselves(cluster: Cluster) -> None:
@@ -73,3 +73,62 @@ async def test_a_role_that_may_not_read_namespaces_finds_the_pods_that_ask_thems
     cluster.api.put(app_pod("asks", ip=None))
     cluster.api.fail(403, path="/namespaces/shop$", times=9)
     assert (await look(cluster, {}))["sidecars"]["missed"] == 1
+
+
+async def test_where_injection_is_off_or_leaves_the_namespace_out_nobody_is_evicted(cluster: Cluster) -> None:
+    await evicting(cluster, "a")
+    off: list[dict[str, Any]] = [{"SIDECAR_INJECTION": "None"}, {"POD_NAMESPACE": "shop"}]
+    for env in off:
+        await look(cluster, **env)
+        assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
+    assert cluster.api.names("Pod") == ["a"]
+
+
+async def test_nobody_is_evicted_for_a_sidecar_that_is_not_in_the_status_yet(cluster: Cluster) -> None:
+    """A pod in its place would get the one before, or none."""
+    await evicting(cluster, "a")
+    await look(cluster, {**EVICT, "batch": {"maxRows": 5}})
+    assert cluster.api.names("Pod") == ["a"]
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == []
+
+
+async def test_a_deployment_whose_pods_cannot_be_made_keeps_the_others(cluster: Cluster) -> None:
+    await evicting(cluster, "a", "b")
+    metadata = {"name": "app", "namespace": "shop"}
+    short = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2}, "status": {}})
+    seen = {"observedGeneration": short["metadata"]["generation"], "replicas": 1}
+    cluster.api.put({**short, "status": seen})
+    await cluster.reconcile()
+    for _ in range(5):
+        cluster.clock.seconds += 100
+        await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["b"]
+    assert "no pod came in the place of the one that was evicted" in cluster.message("SidecarsCurrent")
+    short = cluster.api.put({**cluster.api.get("Deployment", "app"), "spec": {"replicas": 1}})
+    cluster.api.put({**short, "status": {"observedGeneration": short["metadata"]["generation"], "replicas": 1}})
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == []
+
+
+async def test_what_is_no_deployment_and_got_no_successor_keeps_the_others(cluster: Cluster) -> None:
+    await evicting(cluster)
+    for name in ("db-0", "db-1"):
+        cluster.api.put(app_pod(name, owner=("StatefulSet", "db"), ip=None))
+    for _ in range(5):
+        await cluster.reconcile()
+        cluster.clock.seconds += 100
+    assert cluster.api.names("Pod") == ["db-1"]
+
+
+async def test_pods_that_have_ended_or_whose_sidecar_does_not_run_are_not_asked(cluster: Cluster) -> None:
+    """Their addresses are others' by now, and each would be waited for."""
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    ended = app_pod("done", hash=hash, owner=("Job", "nightly"), ip="127.0.0.1", admin_port=cluster.proxies.port)
+    ended["status"]["phase"] = "Succeeded"
+    cluster.api.put(ended)
+    waiting = {"waiting": {"reason": "PodInitializing"}}
+    cluster.api.put(app_pod("new", hash=hash, ip="127.0.0.2", admin_port=cluster.proxies.port, state=waiting))
+    await look(cluster)
+    assert cluster.proxies.asked == []

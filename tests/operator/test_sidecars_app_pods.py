@@ -47,6 +47,16 @@ def test_a_sidecar_counts_even_if_the_pod_asks_no_more() -> None:
     assert state(pod) is State.CURRENT
 
 
+@pytest.mark.parametrize("label", ["false", "other"])
+def test_a_stale_pod_that_asks_for_none_or_for_another_is_not_outdated_for_the_next_would_not_have_it(
+    label: str,
+) -> None:
+    pods = app_pod(hash="0"), app_pod(hash="0", asks=None)
+    pods[0]["metadata"]["labels"][INJECT_LABEL] = label
+    found = look(pods[0]), look(pods[1], namespace=label), look(pods[1], namespace="events")
+    assert [(each.asks, each.outdated) for each in found if each is not None] == [(False, False)] * 2 + [(True, True)]
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_what_has_ended_does_not_count(phase: str) -> None:
     pod = app_pod(hash=HASH)

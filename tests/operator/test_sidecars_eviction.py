@@ -1,5 +1,6 @@
 """Whose turn it is to be evicted."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -7,7 +8,15 @@ from hypothesis import strategies as st
 
 from tinybird_proxy_operator.observed import PodFacts, ProxyReport
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
-from tinybird_proxy_operator.sidecars.eviction import AT_ONCE, HELPS_NOT_MAX_S, SUCCESSOR_S, Turn, decide
+from tinybird_proxy_operator.sidecars.eviction import (
+    AT_ONCE,
+    GONE_S,
+    HELPS_NOT_MAX_S,
+    SUCCESSOR_S,
+    Turn,
+    decide,
+    overdue,
+)
 
 
 def pod(name: str, state: State = State.STALE, *, owner: str | None = "Deployment app", **changes: Any) -> AppPod:
@@ -66,10 +75,38 @@ def test_the_next_goes_when_the_successor_is_there_and_ready() -> None:
     assert evicted([pod("b"), pod("c", State.CURRENT)], turns, now_s=5.0) == ["b"]
 
 
-def test_where_no_successor_comes_the_owner_was_scaled_down() -> None:
-    turns = after([pod("a"), pod("b")])
-    assert evicted([pod("b")], turns, now_s=SUCCESSOR_S - 1) == []
-    assert evicted([pod("b")], turns, now_s=SUCCESSOR_S) == ["b"]
+def test_where_no_successor_comes_nobody_else_goes_until_the_owner_is_known_to_want_no_more() -> None:
+    """A quota, or an admission that refuses: else the whole Deployment would be taken away, one after the other."""
+    turns, pods = after([pod("a"), pod("b")]), [pod("b")]
+    assert overdue(pods, turns, now_s=SUCCESSOR_S - 1) == []
+    assert overdue(pods, turns, now_s=SUCCESSOR_S) == ["Deployment app"]
+    decision = decide(pods, turns, now_s=SUCCESSOR_S * 100)
+    assert decision.evict == {}
+    assert "Deployment app: no pod came in the place" in decision.held[0]
+    scaled = decide(pods, turns, now_s=SUCCESSOR_S, complete=["Deployment app"])
+    assert [each.name for each, _ in scaled.evict.values()] == ["b"]
+    assert evicted([pod("b"), pod("c", State.CURRENT)], turns, now_s=SUCCESSOR_S * 100) == ["b"]
+
+
+def test_what_is_waited_for_is_told() -> None:
+    going, unready = pod("old", State.CURRENT, terminating=True), pod("new", State.CURRENT, ready=False)
+    assert decide([pod("a"), going], {}, now_s=0.0).held == ["Deployment app: the next is evicted when old has gone."]
+    assert decide([pod("a"), unready], {}, now_s=0.0).held == ["Deployment app: the next is evicted when new is Ready."]
+    assert decide([pod("a", State.CURRENT), unready, going], {}, now_s=0.0).held == []
+    many = [each for number in range(9) for each in (pod(f"a{number}", owner=f"Deployment {number}"),)]
+    many += [pod(f"n{number}", State.CURRENT, owner=f"Deployment {number}", ready=False) for number in range(9)]
+    assert decide(many, {}, now_s=0.0).held[3:] == ["6 more wait in the same way."]
+
+
+def test_a_successor_that_got_the_sidecar_of_before_does_not_help_unless_it_has_changed_since() -> None:
+    decision = decide([pod("a"), pod("b")], {}, now_s=0.0, hash="1")
+    turns = {owner: turn for owner, (_, turn) in decision.evict.items()}
+    assert decide([pod("b"), pod("c")], turns, now_s=1.0, hash="1").useless == ["Deployment app"]
+    assert decide([pod("b"), pod("c")], turns, now_s=1.0, hash="2").useless == []
+
+
+def test_pods_that_ask_no_more_are_left_alone() -> None:
+    assert evicted([pod("a", asks=False), pod("b", asks=False, ready=False)]) == []
 
 
 def test_a_statefulsets_successor_has_the_same_name() -> None:
@@ -112,12 +149,17 @@ def test_one_that_helps_ends_the_waiting() -> None:
 def test_nothing_goes_while_rows_are_not_delivered() -> None:
     decision = decide([pod("a"), pod("b", State.CURRENT, facts=facts(stuck_rows=5))], {}, now_s=0.0)
     assert decision.evict == {}
-    assert "b" in decision.held
-    assert decide([pod("b", State.CURRENT, facts=facts(stuck_rows=5))], {}, now_s=0.0).held == ""
+    assert "b" in decision.held[0]
+    assert decide([pod("b", State.CURRENT, facts=facts(stuck_rows=5))], {}, now_s=0.0).held == []
 
 
-def test_an_owner_that_is_gone_is_forgotten() -> None:
-    assert decide([], after([pod("a")]), now_s=1.0).turns == {}
+def test_an_owner_that_is_gone_is_forgotten_but_not_while_its_only_pod_is_away() -> None:
+    turns = after([pod("db-0", State.MISSED, owner="StatefulSet db")])
+    turns = dict(decide([], turns, now_s=1.0).turns)
+    successor = replace(pod("db-0", State.MISSED, owner="StatefulSet db"), uid="another")
+    decision = decide([successor], turns, now_s=2.0)
+    assert (decision.evict, decision.useless) == ({}, ["StatefulSet db"])
+    assert decide([], turns, now_s=GONE_S).turns == {}
 
 
 def test_what_was_not_evicted_is_not_remembered() -> None:

@@ -7,7 +7,7 @@ from tests.operator.app_pods import HASH, SIDECAR, app_pod
 
 from tinybird_proxy_operator.names import INJECT_LABEL, Reason
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking
-from tinybird_proxy_operator.sidecars.standing import Standing, refusals, stand
+from tinybird_proxy_operator.sidecars.standing import Standing, needed_grace_period_s, refusals, stand, why_off
 
 
 def pods(*given: dict[str, Any]) -> list[AppPod]:
@@ -15,9 +15,7 @@ def pods(*given: dict[str, Any]) -> list[AppPod]:
 
 
 def standing(*given: dict[str, Any], **options: Any) -> Standing:
-    return stand(
-        pods(*given), **{"injection": "Webhook", "evicts": False, "needed_grace_period_s": 30, "told": [], **options}
-    )
+    return stand(pods(*given), **{"off": "", "evicts": False, "needed_grace_period_s": 30, "told": [], **options})
 
 
 CURRENT, STALE = app_pod("a", hash=HASH, state={}), app_pod("b", hash="0", state={})
@@ -57,9 +55,39 @@ def test_where_nobody_asks_it_says_how_to() -> None:
 
 
 def test_off_is_told_whatever_else_there_is() -> None:
-    status, reason, message = standing(CURRENT, injection="None").current
+    status, reason, message = standing(CURRENT, off=why_off("None", "shop", "tinybird-system")).current
     assert (status, reason) == ("False", Reason.INJECTION_OFF)
     assert "chart's value injection" in message
+
+
+@pytest.mark.parametrize("namespace", ["kube-system", "tinybird-system"])
+def test_a_namespace_that_injection_leaves_out_is_told_and_nobody_is_to_restart_its_pods(namespace: str) -> None:
+    status, reason, message = standing(MISSED, off=why_off("Policy", namespace, "tinybird-system")).current
+    assert (status, reason) == ("False", Reason.INJECTION_OFF)
+    assert f"No pod of namespace {namespace} gets a sidecar" in message
+    assert "estart" not in message
+    assert why_off("Policy", "shop", "tinybird-system") == ""
+
+
+def test_while_there_is_none_to_give_nobody_is_to_restart_what_has_one() -> None:
+    message = standing(STALE, MISSED, rendered=False).current[2]
+    assert "Do not restart them now: there is no sidecar to give" in message
+    assert "Restart Deployment" not in message
+
+
+def test_a_pod_that_asks_no_more_is_not_stale_but_said_to_have_it_still() -> None:
+    other = app_pod("o", asks=None, hash="0", state={})
+    found = standing(CURRENT, other)
+    assert found.counts["stale"] == 0
+    assert found.current[:2] == ("True", Reason.SIDECARS_CURRENT)
+    assert found.current[2] == ("1 pod has the sidecar as it is now. o has it until the end, and asked for it once.")
+
+
+@pytest.mark.parametrize(
+    ("rendered", "expected"), [(SIDECAR, 30), ({**SIDECAR, "gracePeriod": "Raise"}, None), (None, None)]
+)
+def test_a_grace_period_that_is_raised_is_nobodys_to_raise(rendered: Any, expected: int | None) -> None:
+    assert needed_grace_period_s(rendered) == expected
 
 
 def test_the_advice_is_to_restart_or_to_let_it_evict() -> None:

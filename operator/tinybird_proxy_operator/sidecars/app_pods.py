@@ -39,6 +39,7 @@ class AppPod:
 
     ``why_refused``: for State.REFUSED. ``owner``: what replaces the pod, as ``Deployment NAME``; None: nothing does, or
     nothing that may be relied on. ``ready``: the whole pod. ``facts``: of the proxy in it, if there is one.
+    ``asks``: False: it has the sidecar, and would get another one now, or none: its namespace's label has changed.
     """
 
     name: str
@@ -50,11 +51,12 @@ class AppPod:
     grace_period_s: int
     why_refused: str = ""
     facts: PodFacts | None = None
+    asks: bool = True
 
     @property
     def outdated(self) -> bool:
         """Whether another pod in its place would have the sidecar as it is now."""
-        return self.state in (State.STALE, State.MISSED)
+        return self.asks and self.state in (State.STALE, State.MISSED)
 
     @property
     def is_silent(self) -> bool:
@@ -65,6 +67,11 @@ class AppPod:
 def has_sidecar(pod: Pod, name: str) -> bool:
     """Whether the sidecar of the resource ``name`` is in the pod."""
     return injected_name(pod) == name
+
+
+def has_ended(pod: Pod) -> bool:
+    """Whether it is over, and is kept as an object only."""
+    return (pod.get("status") or {}).get("phase") in _ENDED
 
 
 def asking(
@@ -82,13 +89,13 @@ def asking(
     found = []
     for pod in pods:
         metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
-        if status.get("phase") in _ENDED or is_mirror(pod):
+        if has_ended(pod) or is_mirror(pod):
             continue
-        why, facts = "", None
+        why, facts, asks = "", None, chosen(metadata.get("labels"), namespace_labels) == name
         if has_sidecar(pod, name):
             state = State.CURRENT if sidecar is not None and _is_current(pod, sidecar) else State.STALE
             facts = read_pod(pod, reports.get(metadata["uid"]), container=SIDECAR_CONTAINER)
-        elif chosen(metadata.get("labels"), namespace_labels) != name:
+        elif not asks:
             continue
         elif sidecar is not None and (why := refusal(pod, sidecar) or ""):
             state = State.REFUSED
@@ -106,6 +113,7 @@ def asking(
                 grace_period_s=DEFAULT_GRACE_S if grace_s is None else grace_s,
                 why_refused=why,
                 facts=facts,
+                asks=asks,
             )
         )
     return found

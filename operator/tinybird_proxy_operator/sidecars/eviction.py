@@ -1,11 +1,13 @@
 """Which pods are evicted so that others with the present sidecar take their place. Pure; ``now_s`` is a clock.
 
 For each owner (a Deployment, say) at most one at a time, and the next only when as many pods as before are Ready. If
-what came in the place of an evicted pod has no sidecar either, evicting does not help: then it is tried again later
-and later. Nothing is evicted while rows are not delivered: who goes would lose them.
+what came in the place of an evicted pod does not have the sidecar as it is now either, evicting does not help: then it
+is tried again later and later. If nothing came, perhaps nothing can (a quota, an admission that refuses), and the next
+eviction would take away what is left: then none is until a pod comes, or the owner wants no more than it has. Nothing
+is evicted while rows are not delivered: who goes would lose them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,18 +15,25 @@ from tinybird_proxy_operator.names import some
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
 
 AT_ONCE: Final = 10  # owners, in one look
-# So long a pod's successor may take to be there, before it counts as scaled away.
+# So long a pod's successor may take to be there.
 SUCCESSOR_S: Final = 60.0
 HELPS_NOT_S: Final = 30.0
 HELPS_NOT_MAX_S: Final = 600.0
+# So long an owner without pods is remembered: the only one of a StatefulSet is away for as long as it takes to end.
+GONE_S: Final = 3600.0
+_TOLD_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The last eviction for one owner. ``known``: the uids of its pods then. ``failures``: in a row, without use."""
+    """The last eviction for one owner. ``known``: the uids of its pods then. ``failures``: in a row, without use.
+
+    ``hash``: of the sidecar that the successor was to get.
+    """
 
     at_s: float
     known: frozenset[str]
+    hash: str = ""
     failures: int = 0
     failed_at_s: float | None = None
 
@@ -38,34 +47,72 @@ class Turn:
 class Decision:
     """``evict``: who, and by its owner what to remember once it is done. ``turns``: what to remember in any case.
 
-    ``useless``: owners whose new pods have no sidecar either. ``held``: why nothing is evicted; empty: nothing holds.
+    ``useless``: owners whose new pods do not have the present sidecar either. ``held``: sentences on why nothing is
+    evicted, or not of an owner.
     """
 
     evict: Mapping[str, tuple[AppPod, Turn]] = field(default_factory=dict)
     turns: Mapping[str, Turn] = field(default_factory=dict)
     useless: Sequence[str] = ()
-    held: str = ""
+    held: Sequence[str] = ()
 
 
-def decide(pods: Sequence[AppPod], turns: Mapping[str, Turn], *, now_s: float) -> Decision:
-    """``turns``: as they were remembered, by owner."""
+def decide(
+    pods: Sequence[AppPod],
+    turns: Mapping[str, Turn],
+    *,
+    now_s: float,
+    hash: str = "",
+    complete: Collection[str] = (),
+) -> Decision:
+    """``turns``: as they were remembered, by owner. ``hash``: of the present sidecar.
+
+    ``complete``: those of ``overdue`` that want no more pods than they have.
+    """
+    owners = _by_owner(pods)
+    kept = {name: _judged(turn, owners.get(name, ()), now_s, hash) for name, turn in turns.items()}
+    kept = {name: turn for name, turn in kept.items() if name in owners or now_s - turn.at_s < GONE_S}
+    useless = [name for name, turn in kept.items() if turn.failures and name in owners]
+    if held := _why_not(pods):
+        return Decision(turns=kept, useless=useless, held=[held])
+    chosen: dict[str, tuple[AppPod, Turn]] = {}
+    waits: list[str] = []
+    for name, theirs in owners.items():
+        turn = kept.get(name)
+        candidate, why = _next(name, theirs, turn, now_s, complete=name in complete)
+        if why:
+            waits.append(why)
+        if candidate is not None and len(chosen) < AT_ONCE:
+            known = frozenset(each.uid for each in theirs)
+            failures = 0 if turn is None else turn.failures
+            chosen[name] = candidate, Turn(at_s=now_s, known=known, hash=hash, failures=failures)
+    if len(waits) > _TOLD_MAX:
+        waits = [*waits[:_TOLD_MAX], f"{len(waits) - _TOLD_MAX} more wait in the same way."]
+    return Decision(evict=chosen, turns=kept, useless=useless, held=waits)
+
+
+def overdue(pods: Sequence[AppPod], turns: Mapping[str, Turn], *, now_s: float) -> list[str]:
+    """Owners of pods that are to be evicted, and in the place of whose last evicted pod none came in time."""
+    owners = _by_owner(pods)
+    return [
+        name
+        for name, turn in turns.items()
+        if any(pod.outdated for pod in owners.get(name, ()))
+        and not _came(owners[name], turn)
+        and now_s - turn.at_s >= SUCCESSOR_S
+    ]
+
+
+def _by_owner(pods: Sequence[AppPod]) -> dict[str, list[AppPod]]:
     owners: dict[str, list[AppPod]] = {}
     for pod in pods:
         if pod.owner is not None:
             owners.setdefault(pod.owner, []).append(pod)
-    kept = {name: _judged(turn, owners[name], now_s) for name, turn in turns.items() if name in owners}
-    useless = [name for name, turn in kept.items() if turn.failures]
-    if held := _why_not(pods):
-        return Decision(turns=kept, useless=useless, held=held)
-    chosen: dict[str, tuple[AppPod, Turn]] = {}
-    for name, theirs in owners.items():
-        turn = kept.get(name)
-        candidate = _next(theirs, turn, now_s)
-        if candidate is not None and len(chosen) < AT_ONCE:
-            known = frozenset(each.uid for each in theirs)
-            failures = 0 if turn is None else turn.failures
-            chosen[name] = candidate, Turn(at_s=now_s, known=known, failures=failures)
-    return Decision(evict=chosen, turns=kept, useless=useless)
+    return owners
+
+
+def _came(pods: Sequence[AppPod], turn: Turn) -> list[AppPod]:
+    return [pod for pod in pods if pod.uid not in turn.known]
 
 
 def _why_not(pods: Sequence[AppPod]) -> str:
@@ -75,26 +122,43 @@ def _why_not(pods: Sequence[AppPod]) -> str:
     return f"Nothing is evicted while rows wait that are not delivered ({some(stuck)}); see BufferHealthy."
 
 
-def _judged(turn: Turn, pods: Sequence[AppPod], now_s: float) -> Turn:
+def _judged(turn: Turn, pods: Sequence[AppPod], now_s: float, hash: str) -> Turn:
     """The same, with what the pods that came since tell of its use."""
-    new = [pod for pod in pods if pod.uid not in turn.known]
+    new = _came(pods, turn)
     if any(pod.state is State.CURRENT for pod in new):
         return replace(turn, failures=0, failed_at_s=None)
-    if turn.failed_at_s is None and any(pod.state in (State.MISSED, State.REFUSED) for pod in new):
+    # One that is stale although nothing has changed since got an older one: so would the next.
+    bad = (State.MISSED, State.REFUSED, *((State.STALE,) if turn.hash == hash else ()))
+    if turn.failed_at_s is None and any(pod.state in bad for pod in new):
         return replace(turn, failures=turn.failures + 1, failed_at_s=now_s)
     return turn
 
 
-def _next(pods: Sequence[AppPod], turn: Turn | None, now_s: float) -> AppPod | None:
-    """Whose turn it is: first who is not Ready, for that takes nothing away from anybody."""
+def _next(
+    owner: str, pods: Sequence[AppPod], turn: Turn | None, now_s: float, *, complete: bool
+) -> tuple[AppPod | None, str]:
+    """Whose turn it is, or what is waited for: first who is not Ready, for that takes nothing away from anybody."""
     candidates = sorted((pod for pod in pods if pod.outdated), key=lambda pod: (pod.ready, pod.name))
-    if not candidates or any(pod.terminating for pod in pods):
-        return None
+    if not candidates:
+        return None, ""
+    if going := [pod.name for pod in pods if pod.terminating]:
+        return None, f"{owner}: the next is evicted when {some(going)} has gone."
     if turn is not None:
         if turn.failed_at_s is not None and now_s - turn.failed_at_s < turn.pause_s:
-            return None
-        came = any(pod.uid not in turn.known for pod in pods)
-        if not came and turn.failed_at_s is None and now_s - turn.at_s < SUCCESSOR_S:
-            return None
+            return None, ""
+        if not _came(pods, turn) and not complete:
+            return None, _nothing_came(owner, now_s - turn.at_s)
     first = candidates[0]
-    return first if not first.ready or all(pod.ready for pod in pods) else None
+    unready = [pod.name for pod in pods if not pod.ready]
+    if first.ready and unready:
+        return None, f"{owner}: the next is evicted when {some(unready)} {'is' if len(unready) == 1 else 'are'} Ready."
+    return first, ""
+
+
+def _nothing_came(owner: str, for_s: float) -> str:
+    if for_s < SUCCESSOR_S:
+        return f"{owner}: the next is evicted when another pod is in the place of the last."
+    return (
+        f"{owner}: no pod came in the place of the one that was evicted, so no other is. Its Events say why none can be"
+        " made (a quota, an admission that refuses it?); if it was scaled down, restart it."
+    )

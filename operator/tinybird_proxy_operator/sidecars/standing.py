@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tinybird_proxy_operator.names import INJECT_LABEL, Reason, some
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
+from tinybird_proxy_operator.sidecars.injection import RAISE
 
 OFF: Final = "None"
 _TURN_ON: Final = "whoever runs the operator turns it on with the chart's value injection (Webhook or Policy)"
+# Beside the operator's own; the chart's templates/injection/_helpers.tpl says the same.
+LEFT_OUT: Final = ("kube-system", "kube-node-lease", "kube-public")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,33 +28,50 @@ def counts(pods: Sequence[AppPod]) -> dict[str, int]:
     states = [pod.state for pod in staying]
     return {
         "injected": states.count(State.CURRENT) + states.count(State.STALE),
-        "stale": states.count(State.STALE),
+        "stale": sum(pod.state is State.STALE and pod.asks for pod in staying),
         "missed": states.count(State.MISSED),
         "refused": states.count(State.REFUSED),
         "unknown": sum(pod.is_silent for pod in staying),
     }
 
 
+def why_off(injection: str, namespace: str, operator_namespace: str) -> str:
+    """Why no pod of the namespace gets one, whatever it asks; empty: they do. ``injection``: the chart's value."""
+    if injection == OFF:
+        return f"No pod gets a sidecar, for injection is off: {_TURN_ON}."
+    if namespace in (*LEFT_OUT, operator_namespace):
+        return f"No pod of namespace {namespace} gets a sidecar: the cluster's own and the operator's are left out."
+    return ""
+
+
+def needed_grace_period_s(rendered: Mapping[str, Any] | None) -> int | None:
+    """What a pod needs. None: there is nothing to give, or who gets it is given that as well."""
+    if rendered is None or rendered.get("gracePeriod") == RAISE:
+        return None
+    return rendered.get("gracePeriodSeconds")
+
+
 def stand(
     pods: Sequence[AppPod],
     *,
-    injection: str,
+    off: str,
     evicts: bool,
     needed_grace_period_s: int | None,
     told: Sequence[str] = (),
+    rendered: bool = True,
 ) -> Standing:
-    """``injection``: the chart's value. ``evicts``: spec.sidecar.rollout is Evict. ``told``: what came of evicting.
+    """``off``: see ``why_off``. ``evicts``: spec.sidecar.rollout is Evict. ``told``: what came of evicting.
 
-    ``needed_grace_period_s`` None: nobody is to be told that a pod has less.
+    ``needed_grace_period_s`` None: nobody is to be told that a pod has less. ``rendered``: there is one to give.
     """
     found = counts(pods)
     staying = [pod for pod in pods if not pod.terminating]
-    by_state = {state: [pod for pod in staying if pod.state is state] for state in State}
+    by_state = {state: [pod for pod in staying if pod.state is state and pod.asks] for state in State}
     sentences = []
     reason: Reason | None = None
-    if injection == OFF:
+    if off:
         reason = Reason.INJECTION_OFF
-        sentences.append(f"No pod gets a sidecar, for injection is off: {_TURN_ON}.")
+        sentences.append(off)
     for state, its_reason, sentence in (
         (State.MISSED, Reason.SIDECARS_MISSED, _missed),
         (State.REFUSED, Reason.SIDECARS_REFUSED, _refused),
@@ -61,9 +81,11 @@ def stand(
             reason = reason or its_reason
             sentences.append(sentence(theirs))
     outdated = [pod for pod in staying if pod.outdated]
-    if outdated and injection != OFF:
-        sentences.append(_advice(outdated, evicts))
+    if outdated and not off:
+        sentences.append(_advice(outdated, evicts) if rendered else _NONE_TO_GIVE)
     sentences += told
+    if left := [pod.name for pod in staying if not pod.asks]:
+        sentences.append(f"{some(left)} {'has' if len(left) == 1 else 'have'} it until the end, and asked for it once.")
     if silent := [pod.name for pod in staying if pod.is_silent]:
         sentences.append(f"{some(silent)}: the sidecar runs and does not answer.")
     short = [pod.name for pod in staying if pod.facts is not None and pod.grace_period_s < (needed_grace_period_s or 0)]
@@ -71,7 +93,8 @@ def stand(
         sentences.append(f"{some(short)}: {grace_period_sentence(needed_grace_period_s or 0)}")
     if reason is not None:
         return Standing(counts=found, current=("False", reason, " ".join(sentences)))
-    text = f"{_pods(found['injected'])} the sidecar as it is now." if found["injected"] else _nobody()
+    current = len(by_state[State.CURRENT])
+    text = f"{_pods(current)} the sidecar as it is now." if current else _nobody()
     return Standing(counts=found, current=("True", Reason.SIDECARS_CURRENT, " ".join([text, *sentences])))
 
 
@@ -81,6 +104,11 @@ def grace_period_sentence(needed_s: int) -> str:
         f"terminationGracePeriodSeconds is less than {needed_s}, which the sidecar may need to deliver what it has left"
         " when the app has ended; give the pod more, or set spec.sidecar.gracePeriod to Raise."
     )
+
+
+_NONE_TO_GIVE: Final = (
+    "Do not restart them now: there is no sidecar to give, see Ready. Those that have one keep it as long as they run."
+)
 
 
 def _pods(count: int) -> str:
