@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -35,10 +35,13 @@ from tinybird_proxy_operator.errors import KubeError, NotFound, SettingsError, S
 from tinybird_proxy_operator.kube import Kube, Object, kubernetes_connection
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.manifests.secrets import is_retained_for
-from tinybird_proxy_operator.names import ADMIN_PORT, KIND, admin_secret, client_secret
+from tinybird_proxy_operator.names import ADMIN_PORT, INJECT_LABEL, KIND, admin_secret, client_secret
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.settings import OperatorSettings, from_env
-from tinybird_proxy_operator.spec import Proxy, parse
+from tinybird_proxy_operator.sidecar_pods import admin_port_of, candidates, namespace_labels
+from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended
+from tinybird_proxy_operator.sidecars.injection import Sidecar, chosen
+from tinybird_proxy_operator.spec import Proxy, parse, without_spec
 from tinybird_proxy_operator.workloads import pods_of
 
 PROBLEMS_STATUS: Final = 1
@@ -122,7 +125,9 @@ class Reader:
         try:
             proxy = parse(body)
         except SpecError:
-            proxy = parse({**body, "spec": {}})
+            proxy = without_spec(body)
+        if proxy.spec.mode == "Sidecar":
+            return await self._sidecars(proxy, body)
         live, live_known = await self._try("The Deployment", self.kube.find("Deployment", namespace, name))
         ours = live if live is not None and is_ours(live, proxy) else None
         pods: list[PodSeen] | None = []
@@ -136,6 +141,7 @@ class Reader:
             name=name,
             body=body,
             settings=self.settings,
+            apps=[app for _, app in await self._apps(namespace, name, None) or ()],
             deployment=ours,
             deployment_known=live_known,
             taken=await self._taken(proxy, live),
@@ -145,13 +151,63 @@ class Reader:
             not_known=self.not_known,
         )
 
+    async def _sidecars(self, proxy: Proxy, body: Object) -> Facts:
+        """Mode Sidecar: the pods are the apps', and there is nothing else."""
+        secrets, token_hash = await self._secrets(proxy)
+        found = await self._apps(proxy.namespace, proxy.name, (body.get("status") or {}).get("sidecar"))
+        pods: list[PodSeen] | None = None
+        if found is not None:
+            with_one = [
+                PodSeen(pod=pod, answer=None, app=app, admin_port=admin_port_of(pod, proxy))
+                for pod, app in found
+                if app.facts is not None
+            ]
+            pods = await self._asked(proxy.namespace, with_one)
+        astray, _ = await self._try("Pods that ask for others", self._astray(proxy.namespace))
+        return Facts(
+            namespace=proxy.namespace,
+            name=proxy.name,
+            body=body,
+            settings=self.settings,
+            pods=pods,
+            apps=None if found is None else [app for _, app in found],
+            astray=astray or {},
+            secrets=secrets,
+            expected_token_hash=token_hash,
+            not_known=self.not_known,
+        )
+
+    async def _apps(self, namespace: str, name: str, sidecar: Sidecar | None) -> list[tuple[Object, AppPod]] | None:
+        """The pods that ask for the sidecar of ``name`` or have it; None: they could not be listed."""
+
+        async def read() -> list[tuple[Object, AppPod]]:
+            labels = await namespace_labels(self.kube, namespace)
+            pods = await candidates(self.kube, namespace, name, labels)
+            apps = asking(pods, name=name, namespace_labels=labels, sidecar=sidecar, reports={})
+            by_uid = {pod["metadata"]["uid"]: pod for pod in pods}
+            return [(by_uid[app.uid], app) for app in apps]
+
+        found, _ = await self._try("The pods that ask for a sidecar", read())
+        return found
+
+    async def _astray(self, namespace: str) -> dict[str, list[str]]:
+        """Pods whose own label names a resource that does not exist, by that name."""
+        there = {found["metadata"]["name"] for found in await self.kube.list(KIND, namespace)}
+        found: dict[str, list[str]] = {}
+        for pod in await self.kube.list("Pod", namespace, labels={INJECT_LABEL: None}, cached=True):
+            asked = chosen(pod["metadata"].get("labels"), None)
+            if asked is not None and asked not in there and not has_ended(pod):
+                found.setdefault(asked, []).append(pod["metadata"]["name"])
+        return found
+
     async def _missing(self, namespace: str, name: str) -> Facts:
         try:
             there = await self.kube.list(KIND, namespace)
         except NotFound:
             return Facts(namespace=namespace, name=name, body=None, kind_known=False)
         others = sorted(found["metadata"]["name"] for found in there)
-        return Facts(namespace=namespace, name=name, body=None, others=others, not_known=self.not_known)
+        apps = [app for _, app in await self._apps(namespace, name, None) or ()]
+        return Facts(namespace=namespace, name=name, body=None, others=others, apps=apps, not_known=self.not_known)
 
     async def _try(self, what: str, reading: Awaitable[_T]) -> tuple[_T | None, bool]:
         """What was read, and whether it could be."""
@@ -207,21 +263,25 @@ class Reader:
     async def _pods(self, proxy: Proxy, deployment: Object) -> list[PodSeen]:
         """Our pods, and what each says."""
         pods = [PodSeen(pod=pod, answer=None) for pod in await pods_of(self.kube, proxy, deployment)]
+        return await self._asked(proxy.namespace, pods)
+
+    async def _asked(self, namespace: str, pods: Sequence[PodSeen]) -> list[PodSeen]:
+        """The same, with what they say, and with the events of those that have not begun."""
         limit = asyncio.Semaphore(_PODS_ASKED_AT_ONCE)
 
         async def ask(pod: PodSeen) -> PodSeen:
-            ip = pod.facts.ip
-            if not ip or not pod.runs:
+            ip, port = pod.facts.ip, self.port if pod.app is None else pod.admin_port
+            if not ip or not pod.runs or pod.pod.get("spec", {}).get("hostNetwork"):
                 return pod
             async with limit:
-                return PodSeen(pod=pod.pod, answer=await answer_of(self.session, ip, port=self.port))
+                return replace(pod, answer=await answer_of(self.session, ip, port=port))
 
         asked = list(await asyncio.gather(*map(ask, pods)))
         # Events are many, and only a pod that has not begun leaves it to them to say why.
         if not any(pod.phase == "Pending" and pod.pod.get("spec", {}).get("nodeName") for pod in asked):
             return asked
-        events, _ = await self._try("Events", self.kube.list("Event", proxy.namespace))
-        return [PodSeen(pod=pod.pod, answer=pod.answer, events=_warnings(pod, events or [])) for pod in asked]
+        events, _ = await self._try("Events", self.kube.list("Event", namespace))
+        return [replace(pod, events=_warnings(pod, events or [])) for pod in asked]
 
 
 async def answer_of(session: aiohttp.ClientSession, ip: str, *, port: int) -> Answer | None:
@@ -281,6 +341,9 @@ def show(diagnosis: Diagnosis) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("POD", no_wrap=True, overflow="fold")
         table.add_column("READY")
+        sidecars = any(pod.sidecar is not None for pod in diagnosis.pods)
+        if sidecars:
+            table.add_column("SIDECAR")
         for heading in ("ROWS", "BYTES", "OLDEST", "NOT DELIVERED", "DEAD LETTERS"):
             table.add_column(heading, justify="right")
         table.add_column("TOKEN")
@@ -290,7 +353,8 @@ def show(diagnosis: Diagnosis) -> None:
             figures = [_figure(each, unknown) for each in (pod.rows, pod.size_bytes)]
             figures += [age or ("-" if pod.answered else unknown)]
             figures += [_figure(each, unknown) for each in (pod.not_delivered_rows, pod.dead_letter_rows)]
-            cells = [pod.name, "yes" if pod.ready else "no", *figures, pod.token]
+            state = [pod.sidecar or "-"] if sidecars else []
+            cells = [pod.name, "yes" if pod.ready else "no", *state, *figures, pod.token]
             table.add_row(*(Text(printable(cell)) for cell in cells))
         line("")
         console.print(table)

@@ -114,9 +114,11 @@ class Kube:
         return frozenset(str(found.get("name", "")) for found in answer.get("resources") or [])
 
     async def list(
-        self, kind: str, namespace: str | None, *, labels: Mapping[str, str] | None = None, cached: bool = False
+        self, kind: str, namespace: str | None, *, labels: Mapping[str, str | None] | None = None, cached: bool = False
     ) -> list[Object]:
         """All objects of a kind with these labels, of one namespace or of all, each as ``get`` answers it.
+
+        A label's value may be None: any.
 
         ``cached``: as the API server remembers them, in one page. That may be a moment old, and costs it far less.
         """
@@ -124,7 +126,9 @@ class Kube:
         its_type = {"apiVersion": RESOURCES[kind].api_version, "kind": kind}  # a list says that once, for all
         query = {"resourceVersion": "0"} if cached else {"limit": str(_PAGE_SIZE)}
         if labels:
-            query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
+            query["labelSelector"] = ",".join(
+                key if value is None else f"{key}={value}" for key, value in labels.items()
+            )
         while True:
             page = await self._call("GET", RESOURCES[kind].path(namespace), query=query)
             found += [{**its_type, **item} for item in page.get("items") or []]

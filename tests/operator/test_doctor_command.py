@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
+from tests.operator.app_pods import app_pod
 from tests.operator.clusters import IPS, Cluster, report, stuck
 from tests.operator.resources import OPERATOR_ENV, OWN_TOKEN, operator_settings
 
@@ -17,7 +18,7 @@ from tinybird_proxy_operator import pods as pods_module
 from tinybird_proxy_operator.doctor import Diagnosis, diagnose
 from tinybird_proxy_operator.doctor_command import Reader, answer_of, doctor, printable, settings_from, show
 from tinybird_proxy_operator.errors import KubeError
-from tinybird_proxy_operator.names import KIND, selector_labels
+from tinybird_proxy_operator.names import INJECT_LABEL, KIND, selector_labels
 from tinybird_proxy_operator.settings import OperatorSettings
 
 SPEC = {"replicas": 2, **OWN_TOKEN}
@@ -341,3 +342,93 @@ def test_the_operators_settings_are_known_in_its_pod_only() -> None:
     settings, not_known = settings_from({})
     assert settings is None
     assert "allowed lists" in not_known[0]
+
+
+# Mode Sidecar.
+
+
+SIDECAR = {"mode": "Sidecar", **OWN_TOKEN}
+
+
+async def injected(cluster: Cluster) -> str:
+    """A resource that is looked after, with nobody's pods yet; the hash of its sidecar."""
+    cluster.secret()
+    cluster.reconciler = cluster.operator(SIDECAR_INJECTION="Webhook")
+    cluster.resource(SIDECAR)
+    await cluster.reconcile()
+    return str(cluster.status()["sidecar"]["hash"])
+
+
+INJECTING = operator_settings(SIDECAR_INJECTION="Webhook")
+
+
+async def test_of_a_sidecar_the_apps_pods_are_asked_each_on_its_own_port(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hash, port = await injected(cluster), cluster.proxies.port
+    cluster.proxies.says = {IPS[0]: report(rows=7, **ACCEPTED), IPS[1]: report(**ACCEPTED)}
+    cluster.api.put(app_pod("a", hash=hash, ip=IPS[0], admin_port=port))
+    cluster.api.put(app_pod("b", hash="0", ip=IPS[1], admin_port=port))
+    cluster.api.put(app_pod("none", ip=IPS[2]))
+    cluster.api.put(app_pod("node", hash=hash, ip=IPS[0], admin_port=port, spec={"hostNetwork": True}))
+    cluster.api.put(app_pod("plain", asks=None, ip=IPS[2]))
+    cluster.forget()
+    found = await diagnosis(cluster, settings=INJECTING)
+    assert reasons(found) == ["SidecarsMissed", "SidecarsStale", "NoAnswer"]
+    assert sorted(cluster.proxies.asked) == sorted(IPS[:2])
+    assert cluster.api.writes == []
+    show(found)
+    lines = capsys.readouterr().out.splitlines()
+    (heading,) = [line for line in lines if line.startswith("POD")]
+    assert heading.split()[:4] == ["POD", "READY", "SIDECAR", "ROWS"]
+    (row,) = [line for line in lines if line.startswith("a ") and "Current" in line]
+    assert row.split()[:4] == ["a", "yes", "Current", "7"]
+    assert "Nothing is lost: the apps' pods stay" in lines[lines.index("IF IT WERE DELETED NOW") + 1]
+
+
+async def test_a_spec_of_a_sidecar_that_cannot_be_read_still_has_its_pods_looked_at(cluster: Cluster) -> None:
+    hash = await injected(cluster)
+    cluster.api.put(app_pod("a", hash=hash, ip=IPS[0], admin_port=cluster.proxies.port))
+    cluster.resource({**SIDECAR, "batch": {"maxRows": "many"}})
+    await cluster.reconcile()
+    found = await diagnosis(cluster, settings=INJECTING)
+    assert reasons(found) == ["InvalidSpec"]
+    assert [(pod.name, pod.answered) for pod in found.pods] == [("a", True)]
+
+
+async def test_a_name_in_a_label_that_does_not_exist_is_told_from_both_sides(cluster: Cluster) -> None:
+    await injected(cluster)
+    cluster.api.put(app_pod("typo", asks="event", ip=None))
+    cluster.api.put(app_pod("off", asks="false", ip=None))
+    missing = await diagnosis(cluster, "event", settings=INJECTING)
+    assert reasons(missing) == ["ResourceNotFound", "AskedInVain"]
+    assert "typo" in missing.findings[1].why
+    there = await diagnosis(cluster, settings=INJECTING)
+    assert [finding.why for finding in there.findings if finding.reason == "NoSuchResource"] == [
+        "typo: it gets none, and no resource counts it."
+    ]
+
+
+async def test_a_namespaces_label_asks_for_all_of_its_pods(cluster: Cluster) -> None:
+    cluster.api.put({"kind": "Namespace", "metadata": {"name": "shop", "labels": {INJECT_LABEL: "event"}}})
+    cluster.api.put(app_pod("a", asks=None, ip=None))
+    cluster.api.put(app_pod("b", asks="false", ip=None))
+    found = await diagnosis(cluster, "event")
+    assert [finding.what for finding in found.findings if finding.reason == "AskedInVain"] == [
+        "1 pod asks for the sidecar of a TinybirdProxy of that name, and gets none."
+    ]
+
+
+async def test_pods_that_ask_for_a_sidecar_of_a_deployment_are_told(cluster: Cluster) -> None:
+    await well(cluster)
+    cluster.api.put(app_pod("a", ip=None))
+    assert reasons(await diagnosis(cluster)) == ["NotASidecar"]
+
+
+async def test_apps_pods_that_may_not_be_listed_are_not_called_healthy(cluster: Cluster) -> None:
+    await injected(cluster)
+    cluster.api.fail(403, path="/pods", times=10)
+    found = await diagnosis(cluster, settings=INJECTING)
+    assert reasons(found) == ["PodsUnknown"]
+    assert found.loss is not None
+    assert not found.loss.known

@@ -3,11 +3,12 @@
 Pure. ``doctor_command`` reads and prints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tinybird_proxy_operator.doctor.facts import Answer, Facts, Finding, Level, PodSeen, SecretSeen, read_answer
-from tinybird_proxy_operator.doctor.loss import Loss, loss_if_deleted, lost_so_far
+from tinybird_proxy_operator.doctor.loss import Loss, loss_if_deleted, lost_so_far, sidecars_if_deleted
 from tinybird_proxy_operator.doctor.pods import pod_findings
 from tinybird_proxy_operator.doctor.resource import (
     child_findings,
@@ -18,9 +19,11 @@ from tinybird_proxy_operator.doctor.resource import (
     spec_findings,
     told_findings,
 )
+from tinybird_proxy_operator.doctor.sidecars import SEEN_IN_APPS, asked_in_vain, sidecar_findings
 from tinybird_proxy_operator.doctor.token import expected_hash, in_words, token_findings
 from tinybird_proxy_operator.errors import SpecError
-from tinybird_proxy_operator.spec import parse
+from tinybird_proxy_operator.sidecars.app_pods import AppPod
+from tinybird_proxy_operator.spec import Proxy, parse, without_spec
 
 __all__ = [
     "Answer",
@@ -38,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodLine:
-    """A pod in the table. None: it did not say."""
+    """A pod in the table. None: it did not say. ``sidecar``: of an app's pod, how it stands with it."""
 
     name: str
     ready: bool
@@ -51,6 +54,7 @@ class PodLine:
     dead_letter_rows: int | None
     token_hash: str | None
     token: str
+    sidecar: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +83,11 @@ def diagnose(facts: Facts) -> Diagnosis:
     findings.sort(key=lambda finding: order.index(finding.level))
     ready = facts.condition("Ready")
     expected = expected_hash(facts)
+    proxy = None if facts.body is None else _read(facts.body)[0]
     loss = None
-    if facts.body is not None:
-        try:
-            loss = loss_if_deleted(facts.pods, parse(facts.body).spec)
-        except SpecError:
-            loss = loss_if_deleted(facts.pods, parse({**facts.body, "spec": {}}).spec)
+    if proxy is not None:
+        judge = sidecars_if_deleted if proxy.spec.mode == "Sidecar" else loss_if_deleted
+        loss = judge(facts.pods, proxy.spec)
     return Diagnosis(
         resource=f"{facts.namespace}/{facts.name}",
         healthy=all(finding.level is Level.NOTE for finding in findings),
@@ -92,7 +95,10 @@ def diagnose(facts: Facts) -> Diagnosis:
         ready_message=ready.get("message", ""),
         findings=findings,
         expected_token_hash=expected,
-        pods=[_line(pod, expected) for pod in facts.pods or () if not pod.ended],
+        pods=[
+            *(_line(pod, expected) for pod in facts.pods or () if not pod.ended),
+            *(_line_without_proxy(app) for app in _without_proxy(facts, proxy)),
+        ],
         loss=loss,
         lost_so_far=None if facts.body is None else lost_so_far(facts.body.get("status") or {}),
         not_known=facts.not_known,
@@ -101,14 +107,10 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 def _findings(facts: Facts) -> list[Finding]:
     if facts.body is None:
-        return [missing(facts)]
+        return list(missing(facts))
     spec = facts.body.get("spec") or {}
-    try:
-        proxy = parse(facts.body)
-        invalid_spec = []
-    except SpecError as error:
-        proxy = parse({**facts.body, "spec": {}})
-        invalid_spec = [invalid(facts, sentence) for sentence in error.problems]
+    proxy, problems = _read(facts.body)
+    invalid_spec = [invalid(facts, sentence) for sentence in problems]
     found = list(
         operator_findings(
             facts,
@@ -119,13 +121,50 @@ def _findings(facts: Facts) -> list[Finding]:
     found += invalid_spec or spec_findings(facts, proxy)
     found += secret_findings(facts)
     blocked = any(finding.level is Level.PROBLEM for finding in found)
-    found += child_findings(facts, proxy, blocked=blocked)
+    if proxy.spec.mode == "Sidecar":
+        found += sidecar_findings(facts, proxy, blocked=blocked)
+    else:
+        found += child_findings(facts, proxy, blocked=blocked)
+        found += asked_in_vain(facts)
     if not invalid_spec:
         found += token_findings(facts, proxy.spec.tinybird.token_secret_ref)
-    found += pod_findings(facts)
+    if facts.pods is not None or proxy.spec.mode != "Sidecar":  # else it is said already
+        found += pod_findings(facts)
     answered = facts.pods is not None and all(pod.answer is not None for pod in facts.pods if pod.runs)
-    told = {finding.reason for finding in found}
+    told = {finding.reason for finding in found} | (set() if facts.apps is None else SEEN_IN_APPS)
     return [*found, *told_findings(facts, told=told, every_pod_answered=answered)]
+
+
+def _read(body: Mapping[str, Any]) -> tuple[Proxy, Sequence[str]]:
+    """The resource, and what is wrong with its spec."""
+    try:
+        return parse(body), []
+    except SpecError as error:
+        return without_spec(body), error.problems
+
+
+def _without_proxy(facts: Facts, proxy: Proxy | None) -> list[AppPod]:
+    """Pods for the table that have none, and are to have one."""
+    if proxy is not None and proxy.spec.mode != "Sidecar":
+        return []
+    return [app for app in facts.apps or () if app.facts is None]
+
+
+def _line_without_proxy(app: AppPod) -> PodLine:
+    return PodLine(
+        name=app.name,
+        ready=app.ready,
+        running=False,
+        answered=False,
+        rows=None,
+        size_bytes=None,
+        oldest_age_s=None,
+        not_delivered_rows=None,
+        dead_letter_rows=None,
+        token_hash=None,
+        token="-",  # noqa: S106 - of a table
+        sidecar=app.state,
+    )
 
 
 def _line(pod: PodSeen, expected: str | None) -> PodLine:
@@ -143,4 +182,5 @@ def _line(pod: PodSeen, expected: str | None) -> PodLine:
         dead_letter_rows=None if answer is None else answer.dead_letter_rows,
         token_hash=None if report is None else report.token_hash,
         token=in_words(pod, expected),
+        sidecar=None if pod.app is None else pod.app.state,
     )

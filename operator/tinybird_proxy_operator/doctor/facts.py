@@ -1,15 +1,16 @@
 """What the doctor is given: the resource and what belongs to it, as read at one moment. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-from tinybird_proxy_operator.names import CONTAINER, DRAINING_LABEL
+from tinybird_proxy_operator.names import ADMIN_PORT, CONTAINER, DRAINING_LABEL, SIDECAR_CONTAINER
 from tinybird_proxy_operator.observed import PodFacts, Problem, ProxyReport, read_pod, read_report
 from tinybird_proxy_operator.settings import OperatorSettings
+from tinybird_proxy_operator.sidecars.app_pods import AppPod
 
 
 class Level(StrEnum):
@@ -46,16 +47,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
-    """A pod of ours as the API server gives it; ``answer`` None: it did not answer. ``events``: its latest warnings."""
+    """A pod of ours as the API server gives it; ``answer`` None: it did not answer. ``events``: its latest warnings.
+
+    ``app``: an app's pod, with a proxy in it as its sidecar.
+    """
 
     pod: Mapping[str, Any]
     answer: Answer | None
     events: Sequence[str] = ()
+    app: AppPod | None = None
+    admin_port: int = ADMIN_PORT
 
     @property
     def facts(self) -> PodFacts:
         """What the operator makes of it."""
-        return read_pod(self.pod, None if self.answer is None else self.answer.report)
+        return read_pod(
+            self.pod, None if self.answer is None else self.answer.report, container=self.container_name or CONTAINER
+        )
 
     @property
     def name(self) -> str:
@@ -79,14 +87,24 @@ class PodSeen:
         return "deletionTimestamp" in metadata or DRAINING_LABEL in (metadata.get("labels") or {})
 
     @property
+    def container_name(self) -> str | None:
+        """The proxy's, where kubectl has to be told it; None: the pod has no other."""
+        return None if self.app is None else SIDECAR_CONTAINER
+
+    @property
     def container(self) -> Mapping[str, Any]:
         """The status of the proxy's container; empty before there is one."""
+        if self.app is not None:
+            native = self.pod.get("status", {}).get("initContainerStatuses") or []
+            return next((each for each in native if each.get("name") == SIDECAR_CONTAINER), {})
         found: list[Mapping[str, Any]] = self.pod.get("status", {}).get("containerStatuses") or []
         return next((each for each in found if each.get("name") == CONTAINER), found[0] if found else {})
 
     @property
     def runs(self) -> bool:
         """Whether its process may be there, and hold rows."""
+        if self.app is not None:  # the pod is Pending while the app's own init containers run beside it
+            return not self.ended and "running" in (self.container.get("state") or {})
         state = self.container.get("state") or {"running": {}}
         return self.phase in ("Running", "Unknown") and "running" in state
 
@@ -115,6 +133,10 @@ class SecretSeen:
 class Facts:
     """Everything. ``body`` None: there is no such resource. ``pods`` None: they could not be listed.
 
+    ``apps``: the pods that ask for its sidecar or have it, whatever its mode, and even if there is no such resource;
+    None: they could not be listed. In mode Sidecar ``pods`` are those of them that have a proxy. ``astray``: pods of
+    the namespace that ask for the sidecar of a resource that does not exist, by its name.
+
     ``settings`` None: asked from outside of the operator. ``deployment``: ours, or None; ``taken``: objects of our
     children's names that are somebody else's. ``not_known``: sentences on what could not be read.
     """
@@ -129,6 +151,8 @@ class Facts:
     deployment_known: bool = True
     taken: Sequence[str] = ()
     pods: Sequence[PodSeen] | None = ()
+    apps: Sequence[AppPod] | None = ()
+    astray: Mapping[str, Sequence[str]] = field(default_factory=dict)
     secrets: Sequence[SecretSeen] = ()
     expected_token_hash: str | None = None
     not_known: Sequence[str] = ()

@@ -57,6 +57,29 @@ def loss_if_deleted(pods: Sequence[PodSeen] | None, spec: ProxySpec) -> Loss:
     )
 
 
+def sidecars_if_deleted(pods: Sequence[PodSeen] | None, spec: ProxySpec) -> Loss:
+    """In mode Sidecar no pod goes with the resource."""
+    holding = [pod for pod in pods or () if pod.runs]
+    rows = sum(pod.answer.report.rows for pod in holding if pod.answer is not None)
+    said = ["Nothing is lost: the apps' pods stay, and their sidecars go on delivering with the token that they have."]
+    if rows:
+        said.append(f"{count(rows, 'row')} that they hold now are among that.")
+    said.append(
+        "New pods get no sidecar (with the chart's injectionFailurePolicy: Fail none that asks is made at all), and"
+        " nobody tells what becomes of the old ones."
+    )
+    return Loss(
+        shutdown_timeout_seconds=spec.drain.shutdown_timeout_seconds,
+        deliverable_rows=rows,
+        late_rows=0,
+        stuck_rows=0,
+        dead_letter_rows=0,
+        silent_pods=[],
+        known=pods is not None,
+        sentence=" ".join(said),
+    )
+
+
 def lost_so_far(status: Mapping[str, Any]) -> str | None:
     """What the status says that ended processes lost; None: nothing."""
     if not (lost := status.get("lost")):

@@ -1,7 +1,7 @@
 """What is to say of the pods: why they do not start, are not ready, or do not deliver. Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tinybird_proxy.health import count, duration
@@ -53,7 +53,7 @@ _TROUBLES: Final[dict[str, _Trouble]] = {
         "ends again and again",
         "end again and again",
         "Its last words say why; what it held in memory is lost with each end.",
-        ["logs {pod} --previous --tail=50", _DESCRIBE],
+        ["logs {pod}{of} --previous --tail=50", _DESCRIBE],
     ),
     Reason.PODS_FAILING: _Trouble(
         _PROBLEM, "cannot start", "cannot start", "Put right what Kubernetes says of it.", [_DESCRIBE]
@@ -66,7 +66,11 @@ _TROUBLES: Final[dict[str, _Trouble]] = {
         [_DESCRIBE, "edit tinybirdproxy {name}"],
     ),
     Reason.NOT_READY: _Trouble(
-        _PROBLEM, "runs and is not ready", "run and are not ready", "See its log.", ["logs {pod} --tail=50", _DESCRIBE]
+        _PROBLEM,
+        "runs and is not ready",
+        "run and are not ready",
+        "See its log.",
+        ["logs {pod}{of} --tail=50", _DESCRIBE],
     ),
     "NoAnswer": _Trouble(
         _UNKNOWN,
@@ -74,14 +78,14 @@ _TROUBLES: Final[dict[str, _Trouble]] = {
         "run and do not answer the doctor",
         "Ask from where the operator runs (kubectl exec into its pod): elsewhere the pods' addresses or a NetworkPolicy"
         " may be in the way. There too: see its log.",
-        ["logs {pod} --tail=50", "exec {pod} -- tinybird-proxy dead-letters ls"],
+        ["logs {pod}{of} --tail=50", "exec {pod}{of} -- tinybird-proxy dead-letters ls"],
     ),
     Reason.NOT_DELIVERING: _Trouble(
         _PROBLEM,
         "holds rows that are not being delivered",
         "hold rows that are not being delivered",
         "Do what the sentence says. Do not restart the pod: the rows are in its memory.",
-        ["port-forward {pod} 8001 # then: curl http://127.0.0.1:8001/status"],
+        ["port-forward {pod} {port} # then: curl http://127.0.0.1:{port}/status"],
     ),
     Reason.FULL: _Trouble(
         _PROBLEM,
@@ -103,8 +107,8 @@ _TROUBLES: Final[dict[str, _Trouble]] = {
         "hold dead letters, in memory only",
         "Look at them, then replay or export and drop them; a restart loses them.",
         [
-            "exec {pod} -- tinybird-proxy dead-letters ls",
-            "exec {pod} -- tinybird-proxy dead-letters export > letters.ndjson",
+            "exec {pod}{of} -- tinybird-proxy dead-letters ls",
+            "exec {pod}{of} -- tinybird-proxy dead-letters export > letters.ndjson",
         ],
     ),
     "Starting": _Trouble(_NOTE, "is being created", "are being created", "Wait a minute, and ask again.", [_DESCRIBE]),
@@ -113,10 +117,47 @@ _TROUBLES: Final[dict[str, _Trouble]] = {
         "was restarted",
         "were restarted",
         "What was in memory then is gone.",
-        ["logs {pod} --previous --tail=50"],
+        ["logs {pod}{of} --previous --tail=50"],
     ),
     "Leaving": _Trouble(_NOTE, "is on its way out", "are on their way out", ""),
     "Ended": _Trouble(_NOTE, "has ended, and is kept as an object", "have ended, and are kept as objects", ""),
+}
+
+
+_MORE_MEMORY: Final = (
+    "Raise spec.buffer, with spec.pod.resources if that is set, and restart the pods; or have more pods of the app"
+    " share the load."
+)
+# What is another in an app's pod.
+_SIDECAR_TROUBLES: Final[dict[str, _Trouble]] = {
+    **_TROUBLES,
+    "Unschedulable": replace(
+        _TROUBLES["Unschedulable"],
+        next="Make room on the nodes, or let the app's pods or their sidecar (spec.pod.resources) ask for less.",
+    ),
+    "ImagePull": replace(
+        _TROUBLES["ImagePull"],
+        one="cannot get the sidecar's image, so its app does not start",
+        many="cannot get the sidecar's image, so their apps do not start",
+        next="See that the image exists, and that the nodes reach its registry without a Secret, or with the pod's own"
+        " imagePullSecrets; without spec.image it is the chart's proxy.image.",
+        commands=[_DESCRIBE, "get pod {pod} --output=jsonpath='{{.spec.initContainers[*].image}}'"],
+    ),
+    Reason.OUT_OF_MEMORY: replace(
+        _TROUBLES[Reason.OUT_OF_MEMORY],
+        one="has a sidecar that ran out of memory and was ended: what it held is lost",
+        many="have sidecars that ran out of memory and were ended: what they held is lost",
+        next="Raise spec.pod.resources.limits.memory, or lower spec.buffer.maxSize, and restart the pods.",
+    ),
+    "NoAnswer": replace(
+        _TROUBLES["NoAnswer"],
+        one="has a sidecar that runs and does not answer the doctor",
+        many="have sidecars that run and do not answer the doctor",
+        next="Ask from where the operator runs (kubectl exec into its pod). There it is a NetworkPolicy of the app's,"
+        " which has to let the operator's pods in on the admin port, or the sidecar: see its log.",
+    ),
+    Reason.FULL: replace(_TROUBLES[Reason.FULL], next=_MORE_MEMORY, commands=["edit tinybirdproxy {name}"]),
+    Reason.FILLING: replace(_TROUBLES[Reason.FILLING], next=_MORE_MEMORY, commands=["edit tinybirdproxy {name}"]),
 }
 
 
@@ -131,11 +172,13 @@ def pod_findings(facts: Facts) -> Iterator[Finding]:
             seen.setdefault(reason, []).append((pod, why))
     for reason, trouble in _TROUBLES.items():
         if found := seen.get(reason):
+            trouble = _SIDECAR_TROUBLES[reason] if found[0][0].app is not None else trouble
             yield _finding(facts, reason, trouble, found)
 
 
 def _finding(facts: Facts, reason: str, trouble: _Trouble, found: Sequence[tuple[PodSeen, str]]) -> Finding:
-    first = found[0][0].name
+    pod = found[0][0]
+    first, of = pod.name, "" if pod.container_name is None else f" --container={pod.container_name}"
     told = [f"{pod.name}: {why}" if len(found) > 1 else why for pod, why in found[:_TOLD_MAX] if why]
     if len(found) > _TOLD_MAX:
         told.append(f"and {len(found) - _TOLD_MAX} more.")
@@ -145,7 +188,10 @@ def _finding(facts: Facts, reason: str, trouble: _Trouble, found: Sequence[tuple
         what=f"{first} {trouble.one}." if len(found) == 1 else f"{len(found)} pods {trouble.many}.",
         why=" ".join(told),
         next=trouble.next,
-        commands=[facts.kubectl(command.format(pod=first, name=facts.name)) for command in trouble.commands],
+        commands=[
+            facts.kubectl(command.format(pod=first, name=facts.name, of=of, port=pod.admin_port))
+            for command in trouble.commands
+        ],
     )
 
 

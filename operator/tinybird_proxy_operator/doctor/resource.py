@@ -12,6 +12,8 @@ from tinybird_proxy_operator.doctor.facts import Facts, Finding, Level, SecretSe
 from tinybird_proxy_operator.names import (
     FIELD_MANAGER,
     GROUP,
+    INJECT_LABEL,
+    INJECTED_LABEL,
     INSTANCE_LABEL,
     NAME_LABEL,
     ROLL_ANNOTATION,
@@ -19,6 +21,7 @@ from tinybird_proxy_operator.names import (
     USE_TOKEN,
     ConditionType,
     Reason,
+    some,
 )
 from tinybird_proxy_operator.observed import read_workload
 from tinybird_proxy_operator.settings import OperatorSettings
@@ -34,6 +37,7 @@ _BAD: Final[dict[str, str]] = {
     ConditionType.BUFFER_HEALTHY: "False",
     ConditionType.UPSTREAM_THROTTLED: "True",
     ConditionType.AUTOSCALING: "False",
+    ConditionType.SIDECARS_CURRENT: "False",
 }
 # What the doctor sees for itself, and more recently than the status says it.
 _SEEN_HERE: Final = frozenset(
@@ -61,10 +65,10 @@ _SEEN_IN_PODS: Final = frozenset(
 )
 
 
-def missing(facts: Facts) -> Finding:
+def missing(facts: Facts) -> Iterator[Finding]:
     """There is no such resource."""
     if not facts.kind_known:
-        return Finding(
+        yield Finding(
             level=_PROBLEM,
             reason="KindNotFound",
             what="The cluster does not know TinybirdProxies.",
@@ -72,8 +76,9 @@ def missing(facts: Facts) -> Finding:
             next="Install the operator's chart with crds.enabled: true, or have files/crd.yaml of it applied.",
             commands=[f"kubectl get crd tinybirdproxies.{GROUP}"],
         )
+        return
     others = ", ".join(facts.others) or "none"
-    return Finding(
+    yield Finding(
         level=_PROBLEM,
         reason="ResourceNotFound",
         what=f"There is no TinybirdProxy {facts.name} in namespace {facts.namespace}.",
@@ -81,6 +86,31 @@ def missing(facts: Facts) -> Finding:
         next="Look for its name and namespace, or create it.",
         commands=["kubectl get tinybirdproxies --all-namespaces"],
     )
+    asking = [app for app in facts.apps or () if app.facts is None]
+    if asking:
+        who, get = ("1 pod asks", "gets") if len(asking) == 1 else (f"{len(asking)} pods ask", "get")
+        yield Finding(
+            level=_PROBLEM,
+            reason="AskedInVain",
+            what=f"{who} for the sidecar of a TinybirdProxy of that name, and {get} none.",
+            why=f"{some([app.name for app in asking])}: the label {INJECT_LABEL}, theirs or the namespace's, is"
+            f" {facts.name}.",
+            next="Put the name of one that exists, with mode Sidecar, into the label of what makes them, or create it.",
+            commands=[facts.kubectl(f"get pods --selector={INJECT_LABEL}={facts.name}"), _namespace_label(facts)],
+        )
+    if left := [app.name for app in facts.apps or () if app.facts is not None]:
+        yield Finding(
+            level=_PROBLEM,
+            reason="LeftBehind",
+            what=f"{some(left)} {'has' if len(left) == 1 else 'have'} the sidecar of a TinybirdProxy of that name.",
+            why="It was deleted: they go on delivering, but nobody counts what they lose, and the next pod gets none.",
+            next="Create it again, or take the label off what makes the pods.",
+            commands=[facts.kubectl(f"get pods --selector={INJECTED_LABEL}={facts.name}")],
+        )
+
+
+def _namespace_label(facts: Facts) -> str:
+    return f"kubectl get namespace {facts.namespace} --show-labels"
 
 
 def operator_findings(facts: Facts, *, controller_class: str, management_state: str) -> Iterator[Finding]:
@@ -332,9 +362,11 @@ def _operators() -> str:
 
 def _helm(settings: OperatorSettings, value: str, items: list[str]) -> str:
     """How to change a list of the chart's. Nothing tells where the chart is from."""
-    release = settings.operator_pod_labels.get(INSTANCE_LABEL, "RELEASE")
     given = f"{value}={msgspec.json.encode(items).decode()}"
-    return (
-        f"helm upgrade {release} CHART --namespace {settings.operator_namespace} --reset-then-reuse-values"
-        f" --set-json {shlex.quote(given)}"
-    )
+    return helm_upgrade(settings, f"--set-json {shlex.quote(given)}")
+
+
+def helm_upgrade(settings: OperatorSettings, change: str) -> str:
+    """How to change a value of the chart's, and keep the others."""
+    release = settings.operator_pod_labels.get(INSTANCE_LABEL, "RELEASE")
+    return f"helm upgrade {release} CHART --namespace {settings.operator_namespace} --reset-then-reuse-values {change}"

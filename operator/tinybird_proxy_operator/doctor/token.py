@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from tinybird_proxy_operator.doctor.facts import Facts, Finding, Level, PodSeen
 from tinybird_proxy_operator.names import USE_LABEL, USE_TOKEN, Reason, some
+from tinybird_proxy_operator.sidecars.app_pods import State
 from tinybird_proxy_operator.spec import SecretKey
 
 # Kubelet looks at mounted Secrets once a minute, and may know an old one for as long again.
@@ -87,7 +88,9 @@ def token_findings(facts: Facts, ref: SecretKey | None) -> Iterator[Finding]:
             reason=Reason.NOT_USED_YET,
             what=what,
             next="Send an event to see whether Tinybird accepts it, or ask without one.",
-            commands=[facts.kubectl(f"exec {answers[0][0].name} -- tinybird-proxy check --upstream")],
+            commands=[
+                facts.kubectl(f"exec {answers[0][0].name}{_of(answers[0][0])} -- tinybird-proxy check --upstream")
+            ],
         )
 
 
@@ -95,6 +98,8 @@ def _outdated(facts: Facts, pods: Sequence[PodSeen], expected: str | None, ref: 
     after = f"A changed Secret reaches the pods within {SECRET_REACHES_PODS_WITHIN_S} s. If it lasts, ask kubelet:"
     describe = facts.kubectl(f"describe pod {pods[0].name}")
     follow, commands = _put(facts, ref) if _is_immutable(facts, ref) else (after, [describe])
+    if any(pod.app is not None and pod.app.state is State.STALE for pod in pods):
+        follow = f"A pod with the sidecar of before may have another Secret: restart it. {follow}"
     return Finding(
         level=Level.PROBLEM,
         reason="TokenOutdated",
@@ -129,6 +134,10 @@ def _put(facts: Facts, ref: SecretKey) -> tuple[str, list[str]]:
         f"Put {good} there under the key {ref.key}.",
         [f"{facts.kubectl(write)} | {facts.kubectl('apply --filename=-')}"],
     )
+
+
+def _of(pod: PodSeen) -> str:
+    return "" if pod.container_name is None else f" --container={pod.container_name}"
 
 
 def _which(pods: Sequence[PodSeen]) -> str:

@@ -52,6 +52,7 @@ class AppPod:
     why_refused: str = ""
     facts: PodFacts | None = None
     asks: bool = True
+    created_at: str = ""
 
     @property
     def outdated(self) -> bool:
@@ -114,6 +115,7 @@ def asking(
                 why_refused=why,
                 facts=facts,
                 asks=asks,
+                created_at=metadata.get("creationTimestamp") or "",
             )
         )
     return found
