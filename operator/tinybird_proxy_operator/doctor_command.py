@@ -48,6 +48,7 @@ PROBLEMS_STATUS: Final = 1
 UNREADABLE_STATUS: Final = 2
 _PODS_ASKED_AT_ONCE: Final = 20
 _EVENTS_PER_POD: Final = 2
+TABLE_MAX_PODS: Final = 50
 _RESOURCE: Final = re.compile(r"([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?)")
 _STYLES: Final = {Level.PROBLEM: "bold red", Level.UNKNOWN: "bold yellow", Level.NOTE: "bold green"}
 _T = TypeVar("_T")
@@ -347,7 +348,8 @@ def show(diagnosis: Diagnosis) -> None:
         for heading in ("ROWS", "BYTES", "OLDEST", "NOT DELIVERED", "DEAD LETTERS"):
             table.add_column(heading, justify="right")
         table.add_column("TOKEN")
-        for pod in diagnosis.pods:
+        shown = diagnosis.pods[:TABLE_MAX_PODS]
+        for pod in shown:
             age = None if pod.oldest_age_s is None else duration(pod.oldest_age_s)
             unknown = "?" if pod.running else "-"
             figures = [_figure(each, unknown) for each in (pod.rows, pod.size_bytes)]
@@ -358,6 +360,8 @@ def show(diagnosis: Diagnosis) -> None:
             table.add_row(*(Text(printable(cell)) for cell in cells))
         line("")
         console.print(table)
+        if more := len(diagnosis.pods) - len(shown):
+            line(f"and {more:,} more: --output=json has them all.")
     if diagnosis.loss is not None:
         line("")
         line("IF IT WERE DELETED NOW", "bold")

@@ -386,6 +386,20 @@ async def test_of_a_sidecar_the_apps_pods_are_asked_each_on_its_own_port(
     assert "Nothing is lost: the apps' pods stay" in lines[lines.index("IF IT WERE DELETED NOW") + 1]
 
 
+async def test_of_many_pods_the_table_has_those_first_that_are_not_well(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hash = await injected(cluster)
+    for number in range(60):
+        cluster.api.put(app_pod(f"a{number:02}", hash=hash, ip=None))
+    cluster.api.put(app_pod("z", ip=None))
+    show(await diagnosis(cluster, settings=INJECTING))
+    lines = capsys.readouterr().out.splitlines()
+    (heading,) = [number for number, line in enumerate(lines) if line.startswith("POD")]
+    assert lines[heading + 1].split()[:3] == ["z", "yes", "Missed"]
+    assert "and 11 more: --output=json has them all." in lines
+
+
 async def test_a_spec_of_a_sidecar_that_cannot_be_read_still_has_its_pods_looked_at(cluster: Cluster) -> None:
     hash = await injected(cluster)
     cluster.api.put(app_pod("a", hash=hash, ip=IPS[0], admin_port=cluster.proxies.port))

@@ -22,7 +22,7 @@ from tinybird_proxy_operator.doctor.resource import (
 from tinybird_proxy_operator.doctor.sidecars import SEEN_IN_APPS, asked_in_vain, sidecar_findings
 from tinybird_proxy_operator.doctor.token import expected_hash, in_words, token_findings
 from tinybird_proxy_operator.errors import SpecError
-from tinybird_proxy_operator.sidecars.app_pods import AppPod
+from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
 from tinybird_proxy_operator.spec import Proxy, parse, without_spec
 
 __all__ = [
@@ -96,8 +96,9 @@ def diagnose(facts: Facts) -> Diagnosis:
         findings=findings,
         expected_token_hash=expected,
         pods=[
-            *(_line(pod, expected) for pod in facts.pods or () if not pod.ended),
+            # Of what may be thousands, those first that somebody may have to look at.
             *(_line_without_proxy(app) for app in _without_proxy(facts, proxy)),
+            *sorted((_line(pod, expected) for pod in facts.pods or () if not pod.ended), key=_is_well),
         ],
         loss=loss,
         lost_so_far=None if facts.body is None else lost_so_far(facts.body.get("status") or {}),
@@ -141,6 +142,10 @@ def _read(body: Mapping[str, Any]) -> tuple[Proxy, Sequence[str]]:
         return parse(body), []
     except SpecError as error:
         return without_spec(body), error.problems
+
+
+def _is_well(line: PodLine) -> bool:
+    return line.answered and line.ready and not line.not_delivered_rows and line.sidecar in (None, State.CURRENT)
 
 
 def _without_proxy(facts: Facts, proxy: Proxy | None) -> list[AppPod]:
