@@ -277,3 +277,17 @@ def test_the_operator_finds_nothing_wrong_with_what_the_server_takes() -> None:
         proxy = parse({"metadata": metadata, "spec": _defaulted(SPEC, each["spec"])})
         assert checks.problems(proxy, _allowing_everything()) == [], each
         assert build(Desired(proxy=proxy, replicas=1, settings=_allowing_everything()))
+
+
+def test_a_rule_reads_into_nothing_that_may_be_absent_before_it_has_seen_that_it_is_there() -> None:
+    """A path into a part that is not there is an error, and refuses whatever else the resource says."""
+    unguarded = []
+    for path, schema in PLACES:
+        for rule in (each["rule"] for each in schema.get("x-kubernetes-validations", ())):
+            for part in sorted(set(re.findall(r"(?<![\w.])self\.(\w+)\.\w+", rule))):
+                inner = schema.get("properties", {}).get(part)
+                if inner is None or "default" in inner or part in schema.get("required", ()):
+                    continue
+                if f"has(self.{part})" not in rule:
+                    unguarded.append((path, part, rule))
+    assert unguarded == []
