@@ -18,7 +18,8 @@ from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended,
 from tinybird_proxy_operator.sidecars.injection import Sidecar, chosen
 from tinybird_proxy_operator.spec import Proxy
 
-_ASKED_AT_ONCE: Final = 10
+# Where a NetworkPolicy is in the way, each is waited for until the limit.
+_ASKED_AT_ONCE: Final = 50
 _OWNERS_READ_MAX: Final = 10  # in one look
 
 
@@ -54,14 +55,18 @@ class SidecarPods:
     async def evict(self, key: Key, proxy: Proxy, pods: list[AppPod], hash: str) -> list[str]:
         """Evict whose turn it is. Sentences about what keeps others from being. ``hash``: of the present sidecar."""
         before, now_s = self._turns.get(key, {}), self.now()
-        complete = [
-            owner
-            for owner in eviction.overdue(pods, before, now_s=now_s)[:_OWNERS_READ_MAX]
-            if await self._has_all_its_pods(proxy.namespace, owner)
-        ]
+        complete = []
+        for owner in eviction.overdue(pods, before, now_s=now_s)[:_OWNERS_READ_MAX]:
+            found = await self._deployment(proxy.namespace, owner)
+            if found is not None and not eviction.wants_more(found):  # it was scaled down
+                complete.append(owner)
         decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete)
         turns, told = dict(decision.turns), []
         for owner, (pod, turn) in decision.evict.items():
+            found = await self._deployment(proxy.namespace, owner)
+            if found is not None and eviction.wants_more(found, ready=pod.ready):
+                told.append(f"{owner}: the next is evicted when it has all the pods that it wants.")
+                continue
             try:
                 await self.kube.evict(proxy.namespace, pod.name, uid=pod.uid)
             except (NotFound, Conflict):  # it is gone, or another one of that name is there
@@ -88,21 +93,13 @@ class SidecarPods:
             await self.events.tell(proxy, Reason.EVICTION_USELESS, text, warning=True, about=" ".join(decision.useless))
         return told
 
-    async def _has_all_its_pods(self, namespace: str, owner: str) -> bool:
-        """Whether it was scaled down. Of what is no Deployment that is not known here."""
+    async def _deployment(self, namespace: str, owner: str) -> Object | None:
+        """None: it is none, or none that may be read."""
         kind, _, name = owner.partition(" ")
-        if kind != "Deployment":
-            return False
         try:
-            found = await self.kube.find(kind, namespace, name)
+            return await self.kube.find(kind, namespace, name) if kind == "Deployment" else None
         except Forbidden:
-            return False
-        if found is None:
-            return False
-        status, generation = found.get("status") or {}, found["metadata"].get("generation", 0)
-        if status.get("observedGeneration", 0) < generation:
-            return False
-        return bool(status.get("replicas", 0) >= (found.get("spec") or {}).get("replicas", 1))
+            return None
 
 
 async def namespace_labels(kube: Kube, namespace: str) -> Mapping[str, str]:

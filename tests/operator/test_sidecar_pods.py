@@ -98,17 +98,36 @@ async def test_a_deployment_whose_pods_cannot_be_made_keeps_the_others(cluster: 
     metadata = {"name": "app", "namespace": "shop"}
     short = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2}, "status": {}})
     seen = {"observedGeneration": short["metadata"]["generation"], "replicas": 1}
-    cluster.api.put({**short, "status": seen})
+    cluster.api.put({**short, "status": {**seen, "replicas": 2, "availableReplicas": 2}})
     await cluster.reconcile()
+    cluster.api.put({**cluster.api.get("Deployment", "app"), "status": seen})
     for _ in range(5):
         cluster.clock.seconds += 100
         await cluster.reconcile()
     assert cluster.api.names("Pod") == ["b"]
     assert "no pod came in the place of the one that was evicted" in cluster.message("SidecarsCurrent")
     short = cluster.api.put({**cluster.api.get("Deployment", "app"), "spec": {"replicas": 1}})
-    cluster.api.put({**short, "status": {"observedGeneration": short["metadata"]["generation"], "replicas": 1}})
+    cluster.api.put(
+        {**short, "status": {**seen, "observedGeneration": short["metadata"]["generation"], "availableReplicas": 1}}
+    )
     await cluster.reconcile()
     assert cluster.api.names("Pod") == []
+
+
+async def test_a_deployment_that_lacks_pods_is_waited_for_also_by_an_operator_that_has_just_started(
+    cluster: Cluster,
+) -> None:
+    await evicting(cluster, "a", "b")
+    metadata = {"name": "app", "namespace": "shop"}
+    made = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 3}, "status": {}})
+    rolling = {"observedGeneration": made["metadata"]["generation"], "replicas": 3, "availableReplicas": 2}
+    cluster.api.put({**made, "status": rolling})
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["a", "b"]
+    assert "Deployment app: the next is evicted when it has all the pods" in cluster.message("SidecarsCurrent")
+    cluster.api.put(app_pod("a", ready=False, ip=None))  # its going takes nothing away
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["b"]
 
 
 async def test_what_is_no_deployment_and_got_no_successor_keeps_the_others(cluster: Cluster) -> None:

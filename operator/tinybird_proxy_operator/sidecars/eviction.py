@@ -9,7 +9,7 @@ is evicted while rows are not delivered: who goes would lose them.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from tinybird_proxy_operator.names import some
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
@@ -101,6 +101,17 @@ def overdue(pods: Sequence[AppPod], turns: Mapping[str, Turn], *, now_s: float) 
         and not _came(owners[name], turn)
         and now_s - turn.at_s >= SUCCESSOR_S
     ]
+
+
+def wants_more(deployment: Mapping[str, Any], *, ready: bool = False) -> bool:
+    """Whether the Deployment has fewer pods than it wants; ``ready``: or fewer that are available.
+
+    It does not matter why: its author rolls it out, or its pods cannot be made.
+    """
+    spec, status = deployment.get("spec") or {}, deployment.get("status") or {}
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return True
+    return bool(status.get("availableReplicas" if ready else "replicas", 0) < spec.get("replicas", 1))
 
 
 def _by_owner(pods: Sequence[AppPod]) -> dict[str, list[AppPod]]:
