@@ -1,15 +1,20 @@
-"""Sidecars, as printed in the README: every Kubernetes that has native ones knows each of their fields."""
+"""Sidecars, by hand and by the operator: every Kubernetes that has native ones knows each of their fields."""
 
 from copy import deepcopy
 from typing import Any, Final
 
 import pytest
 import yaml
+from jsonpatch import apply_patch
 from tests.charts.kubernetes_api import SUMS, pod_problems
+from tests.operator.resources import OWN_TOKEN, desired
 from tests.test_readme import blocks
 
 from tinybird_proxy import __version__
+from tinybird_proxy_operator.manifests.sidecar import build
+from tinybird_proxy_operator.sidecars.injection import inject
 
+_FIELD_REF: Final = {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
 every_version: Final = pytest.mark.parametrize("version", SUMS)
 
 
@@ -22,6 +27,28 @@ def by_hand() -> dict[str, Any]:
 @every_version
 def test_the_sidecar_by_hand_has_no_field_that_kubernetes_does_not_know(version: str) -> None:
     assert pod_problems(version, by_hand()) == []
+
+
+@every_version
+@pytest.mark.parametrize("resources", [{}, {"limits": {"cpu": "1", "memory": "1Gi"}}], ids=["burstable", "guaranteed"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"tinybird": {}, "sidecar": {"gracePeriod": "Raise"}, "drain": {"shutdownTimeoutSeconds": 60}},
+        {"telemetry": {"otlpEndpoint": "http://collector.observability.svc:4318"}, "pod": {"env": [_FIELD_REF]}},
+    ],
+    ids=["defaults", "without a token", "more"],
+)
+def test_what_the_operator_puts_into_a_pod_has_none_either(
+    version: str, spec: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    sidecar = build(desired({"mode": "Sidecar", **OWN_TOKEN, **spec}))
+    app = {"name": "app", "image": "app", "resources": resources}
+    pod = {"metadata": {"name": "app"}, "spec": {"containers": [app], "initContainers": [{**app, "name": "migrate"}]}}
+    operations = inject(pod, "events", sidecar)
+    assert operations
+    assert pod_problems(version, apply_patch(pod, operations)) == []
 
 
 @every_version
