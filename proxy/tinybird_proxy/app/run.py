@@ -1,7 +1,6 @@
 """Build everything, in the order of acquisition; serve; stop in the reverse order, each step bounded."""
 
 import asyncio
-import errno
 import gc
 import itertools
 import os
@@ -33,12 +32,12 @@ from tinybird_proxy.app.open_files import allowed_connections
 from tinybird_proxy.app.secrets import Secrets, load_secrets, watch_files
 from tinybird_proxy.app.self_metrics import INTERVAL_S as SELF_METRICS_INTERVAL_S
 from tinybird_proxy.app.self_metrics import SelfMetrics, read_snapshot
+from tinybird_proxy.app.sockets import BACKLOG, listen_on_both
 from tinybird_proxy.batch import BatchLimits, Payload
 from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.config import Compression, Config
 from tinybird_proxy.dead_letter import DeadLetters
 from tinybird_proxy.destination import BatchCodec, Surroundings
-from tinybird_proxy.errors import ConfigError, Problem
 from tinybird_proxy.pacing import PacingLimits
 from tinybird_proxy.pipeline import Pipeline, PipelineLimits
 from tinybird_proxy.server.availability import Availability
@@ -66,8 +65,6 @@ COUNT_AT_RISK_PAUSES = 10
 # The admin port: for probes, a scraper and a person or two. An idle connection outlives the usual scrape interval.
 ADMIN_KEEPALIVE_S = 75.0
 ADMIN_MAX_CONNECTIONS = 64
-# A full listen queue looks like an unreachable host to clients; the kernel caps this at somaxconn.
-BACKLOG = 4096
 _log = get_logger("app")
 
 
@@ -105,7 +102,7 @@ async def running(
     availability = Availability(drain_delay_s=config.drain_delay_s, now=now)
     async with AsyncExitStack() as stack:
         # First of all: a port that is taken must stop the start before anything runs.
-        admin_socket, public_socket = _listen_on_both(config)
+        admin_socket, public_socket = listen_on_both(config)
         stack.callback(admin_socket.close)
         stack.callback(public_socket.close)
         threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compress")
@@ -382,45 +379,6 @@ def _make_tracer(env: Mapping[str, str], instance: str, upstream: Upstream) -> T
 async def _close_tracer(tracer: Tracer) -> None:
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.to_thread(tracer.close), TRACER_CLOSE_S)
-
-
-def _listen_on_both(config: Config) -> tuple[socket.socket, socket.socket]:
-    """Bind the admin port and the public one; raise ``ConfigError`` with the problems of both."""
-    sockets: list[socket.socket] = []
-    problems: list[Problem] = []
-    for variable, host, port in (
-        ("ADMIN_PORT", config.admin_host, config.admin_port),
-        ("PORT", config.host, config.port),
-    ):
-        try:
-            sockets.append(_listen(variable, host, port))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        for opened in sockets:
-            opened.close()
-        raise ConfigError(problems)
-    return sockets[0], sockets[1]
-
-
-def _listen(variable: str, host: str, port: int) -> socket.socket:
-    """Bind, with a sentence for a person if that fails. ``variable`` is the port's; the host's is named like it."""
-    host_variable = variable.replace("PORT", "HOST")
-    try:
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a host's name"
-        problem = Problem(host_variable, f"{host!r} is no address: {reason}; use one of this machine's, or 0.0.0.0")
-        raise ConfigError([problem]) from error
-    try:
-        return socket.create_server(info[4][:2], family=info[0], backlog=BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            problem = Problem(host_variable, f"{host} is no address of this machine; use one that is, or 0.0.0.0")
-            raise ConfigError([problem]) from error
-        in_use = error.errno == errno.EADDRINUSE
-        reason = "is already in use" if in_use else f"cannot be used: {error.strerror or error}"
-        raise ConfigError([Problem(variable, f"{host}:{port} {reason}; choose another one")]) from error
 
 
 async def _end_connections(server: HttpServer) -> None:
