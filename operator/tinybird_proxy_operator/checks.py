@@ -11,7 +11,7 @@ from tinybird_proxy.config import from_env
 from tinybird_proxy.errors import ConfigError
 from tinybird_proxy_operator import names
 from tinybird_proxy_operator.errors import SpecError
-from tinybird_proxy_operator.manifests import deployment, environment, pod_resources
+from tinybird_proxy_operator.manifests import deployment, environment, guest, pod_resources
 from tinybird_proxy_operator.names import Reason
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy, ProxySpec, host_is_allowed, host_of, image_is_allowed
@@ -32,6 +32,7 @@ def problems(proxy: Proxy, settings: OperatorSettings) -> Found:
         *deployment.metadata_problems(spec.pod),
         *_ways_in(spec),
         *_budget(spec.pod_disruption_budget.max_unavailable),
+        *(guest.problems(spec) if environment.is_sidecar(spec) else []),
     ]
     options = _options(spec)
     # A size that is none is named by both.

@@ -127,7 +127,10 @@ def is_guaranteed(spec: Mapping[str, Any]) -> bool:
 def amount(quantity: str | float) -> Decimal | None:
     """A Kubernetes quantity (``100m``, ``1.5Gi``, ``2e3``) as a number; None: it is none."""
     match = _QUANTITY.fullmatch(str(quantity))
-    return None if match is None else Decimal(match[1]) * _POWERS.get(match[2], Decimal(1))
+    try:
+        return None if match is None else Decimal(match[1]) * _POWERS.get(match[2], Decimal(1))
+    except ArithmeticError:  # an exponent beyond all bounds
+        return None
 
 
 def _in_its_way(pod: Pod, sidecar: Sidecar) -> Iterator[str]:
