@@ -122,6 +122,25 @@ def test_a_pod_that_asks_is_made_without_or_not_at_all_as_it_was_chosen(way: str
     assert [each["spec"]["failurePolicy"] for each in injecting] == ([policy, policy] if way == "Policy" else [])
 
 
+# Of CEL as Kubernetes 1.30 has it. With its later libraries (flatten, transformList) 1.31 to 1.34
+# would not take the policy at all.
+KNOWN_TO_1_30 = {"exists", "filter", "hasValue", "map", "orValue", "size", "string"}
+
+
+def test_with_the_webhook_refusing_pods_needs_no_newer_kubernetes_than_the_chart() -> None:
+    required = [
+        each
+        for each in render(OPERATOR, given={"injection": "Webhook", "injectionFailurePolicy": "Fail"})
+        if each["kind"] == VALIDATING
+    ]
+    assert len(required) == 2
+    for policy in required:
+        spec = policy["spec"]
+        parts = [*spec["matchConditions"], *spec["variables"], *spec["validations"]]
+        cel = " ".join(part.get("expression", "") + part.get("messageExpression", "") for part in parts)
+        assert set(re.findall(r"(\w+)\(", re.sub(r'"[^"]*"', '""', cel))) <= KNOWN_TO_1_30
+
+
 def test_the_longest_name_fits() -> None:
     for each in render(OPERATOR, given={"fullnameOverride": "x" * 52, "injection": "Policy"}):
         assert len(each["metadata"]["name"]) <= 253

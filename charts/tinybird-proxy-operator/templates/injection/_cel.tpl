@@ -3,7 +3,10 @@ sidecars/injection.py in CEL: every function here has its like there, with the s
 tests/operator/injection_cases.py is the table for both. Variables are evaluated when they are first used, once.
 */}}
 
-{{/* .ports and .volumes: CEL for what of the sidecar nothing else in the pod may have. */}}
+{{/*
+.ports and .volumes: CEL for what of the sidecar nothing else in the pod may have. With nothing that Kubernetes 1.30 does
+not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook needs no newer one.
+*/}}
 {{- define "injection.refusalVariables" -}}
 - name: asked
   expression: >-
@@ -23,13 +26,12 @@ tests/operator/injection_cases.py is the table for both. Variables are evaluated
   expression: {{ .ports | squote }}
 - name: volumes
   expression: {{ .volumes | squote }}
-- name: inItsWay
+- name: onItsPorts
   expression: >-
-    variables.theirs.map(c, c.?ports.orValue([]).filter(p, p.?protocol.orValue("TCP") == "TCP" && p.containerPort in
-    variables.ports).map(p, "container " + c.name + ": port " + string(p.containerPort) +
-    " is the sidecar's; let it listen on another")).flatten() +
-    (variables.hash.hasValue() ? [] : variables.podVolumes.filter(v, v.name in variables.volumes).map(v,
-    "volume " + v.name + ": the name is that of a volume of the sidecar's; give it another"))
+    variables.theirs.filter(c, c.?ports.orValue([]).exists(p, p.?protocol.orValue("TCP") == "TCP" && p.containerPort in
+    variables.ports))
+- name: ofItsVolumes
+  expression: 'variables.hash.hasValue() ? [] : variables.podVolumes.filter(v, v.name in variables.volumes)'
 - name: refusal
   expression: >-
     object.spec.?hostNetwork.orValue(false) ?
@@ -43,7 +45,11 @@ tests/operator/injection_cases.py is the table for both. Variables are evaluated
     variables.theirs.exists(c, c.name == "tinybird-proxy") ?
     "the pod has a container tinybird-proxy of its own, and two of one name cannot be:
     give it another name, or have no sidecar by the label tinybird-proxy.io/inject=false" :
-    size(variables.inItsWay) > 0 ? variables.inItsWay[0] : ""
+    size(variables.onItsPorts) > 0 ? "container " + variables.onItsPorts[0].name + ": port " +
+    string(variables.onItsPorts[0].ports.filter(p, p.?protocol.orValue("TCP") == "TCP" && p.containerPort in
+    variables.ports)[0].containerPort) + " is the sidecar's; let it listen on another" :
+    size(variables.ofItsVolumes) > 0 ? "volume " + variables.ofItsVolumes[0].name +
+    ": the name is that of a volume of the sidecar's; give it another" : ""
 {{- end }}
 
 {{- define "injection.variables" -}}
