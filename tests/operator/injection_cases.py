@@ -118,6 +118,12 @@ WHICH: Final = (
 REFUSED: Final = (
     Case(name="host network", pod=pod(hostNetwork=True), refused="spec.hostNetwork: "),
     Case(name="Windows", pod=pod(os={"name": "windows"}), refused="spec.os.name: "),
+    Case(
+        name="Windows by its nodes",
+        pod=pod(nodeSelector={"kubernetes.io/os": "windows"}),
+        refused="spec.nodeSelector: ",
+    ),
+    Case(name="Linux by its nodes", pod=pod(nodeSelector={"kubernetes.io/os": "linux"}), expected=_GETS_IT),
     Case(name="resources of the pod", pod=pod(resources={"limits": {"memory": "1Gi"}}), refused="spec.resources: "),
     Case(
         name="a port of the sidecar's",

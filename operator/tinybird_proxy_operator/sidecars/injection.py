@@ -25,6 +25,8 @@ from tinybird_proxy_operator.names import (
 
 # On what a kubelet shows of its own static pods: the API server cannot change them.
 MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
+# Of every node; most pods for Windows say so by this alone.
+OS_LABEL: Final = "kubernetes.io/os"
 # Native sidecars of meshes: ours sends through them until its last row, so they start before it and end after it.
 MESHES: Final = ("istio-proxy", "linkerd-proxy")
 RAISE: Final = "Raise"
@@ -82,8 +84,10 @@ def refusal(pod: Pod, sidecar: Sidecar) -> str | None:
             "spec.hostNetwork: the sidecar would listen on the node's own ports;"
             " let the pod send to a TinybirdProxy with mode Deployment"
         )
-    if (spec.get("os") or {}).get("name") == "windows":
-        return "spec.os.name: the sidecar is for Linux; let the pod send to a TinybirdProxy with mode Deployment"
+    windows = (("os.name", spec.get("os"), "name"), ("nodeSelector", spec.get("nodeSelector"), OS_LABEL))
+    for field, holder, key in windows:
+        if (holder or {}).get(key) == "windows":
+            return f"spec.{field}: the sidecar is for Linux; let the pod send to a TinybirdProxy with mode Deployment"
     if any((spec.get("resources") or {}).get(kind) for kind in ("limits", "requests")):
         return (
             "spec.resources: the resources of the whole pod leave no room that is known for the sidecar;"

@@ -73,6 +73,7 @@ class _Spec(msgspec.Struct):
     volumes: list[_Named] | None = None
     hostNetwork: bool | None = None
     os: _Named | None = None
+    nodeSelector: dict[str, str] | None = None
     resources: _Resources | None = None
     terminationGracePeriodSeconds: int | None = None
 

@@ -39,6 +39,8 @@ not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook
     let the pod send to a TinybirdProxy with mode Deployment" :
     object.spec.?os.?name.orValue("") == "windows" ?
     "spec.os.name: the sidecar is for Linux; let the pod send to a TinybirdProxy with mode Deployment" :
+    object.spec.?nodeSelector[?"kubernetes.io/os"].orValue("") == "windows" ?
+    "spec.nodeSelector: the sidecar is for Linux; let the pod send to a TinybirdProxy with mode Deployment" :
     ["limits", "requests"].exists(kind, size(object.spec.?resources[?kind].orValue({})) > 0) ?
     "spec.resources: the resources of the whole pod leave no room that is known for the sidecar;
     set those of each container instead" :
