@@ -157,7 +157,12 @@ def _ready_to_be_injected(observed: Observed) -> _Judged:
     if observed.sidecar is None:
         return "False", Reason.NOT_READY, "There is no sidecar for pods yet."
     running = sum(pod.ready for pod in observed.pods)
-    text = f"Pods that ask for the sidecar get it; {running} {'has' if running == 1 else 'have'} one that takes rows."
+    current = observed.sidecars_current
+    is_off = current is not None and current[1] is Reason.INJECTION_OFF
+    what = (
+        "It is rendered, and pods get none (see SidecarsCurrent)" if is_off else "Pods that ask for the sidecar get it"
+    )
+    text = f"{what}; {running} {'has' if running == 1 else 'have'} one that takes rows."
     return "True", Reason.READY, text
 
 

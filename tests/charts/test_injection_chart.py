@@ -18,11 +18,11 @@ from tinybird_proxy_operator.names import (
     SIDECAR_HASH_ANNOTATION,
     VERSION,
 )
-from tinybird_proxy_operator.sidecars.injection import MESHES, MIRROR_ANNOTATION, chosen
+from tinybird_proxy_operator.sidecars.injection import MESHES, MIRROR_ANNOTATION, NEVER_IN, chosen
 
 PODS, NAMESPACES = "-injection.labelled-pods", "-injection.labelled-namespaces"
 MUTATING, VALIDATING = "MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"
-EXCLUDED = ("kube-system", "kube-node-lease", "kube-public", "here")
+EXCLUDED = (*NEVER_IN, "here")
 
 
 def policies(kind: str, **values: Any) -> list[Object]:

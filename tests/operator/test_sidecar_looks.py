@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import pytest
 from tests.operator.app_pods import app_pod
 from tests.operator.clusters import Cluster, report, stuck
 
@@ -218,3 +219,16 @@ async def test_a_namespace_with_many_pods_is_looked_at_less_often(cluster: Clust
     again_s = await cluster.reconcile()
     assert again_s is not None
     assert again_s >= 12.0
+
+
+@pytest.mark.parametrize("env", [{"POD_NAMESPACE": "shop"}, {"SIDECAR_INJECTION": "None"}], ids=["left out", "off"])
+async def test_where_nothing_is_injected_nobody_is_evicted_and_none_is_promised(
+    cluster: Cluster, env: dict[str, str]
+) -> None:
+    cluster.secret()
+    cluster.api.put(app_pod("stale", hash="0", ip=None, state={}))
+    status = await look(cluster, {"sidecar": {"rollout": "Evict"}}, **env)
+    assert not [each for each in cluster.api.asked if each.path.endswith("/eviction")]
+    assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
+    [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
+    assert "pods get none" in ready["message"]

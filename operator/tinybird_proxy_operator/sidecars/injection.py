@@ -23,6 +23,8 @@ from tinybird_proxy_operator.names import (
     SIDECAR_HASH_ANNOTATION,
 )
 
+# What a cluster needs to come up never waits for injection, whatever its labels; nor does the operator's own namespace.
+NEVER_IN: Final = ("kube-system", "kube-node-lease", "kube-public")
 # On what a kubelet shows of its own static pods: the API server cannot change them.
 MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
 # Of every node; most pods for Windows say so by this alone.

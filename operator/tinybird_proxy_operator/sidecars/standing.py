@@ -6,12 +6,10 @@ from typing import Any, Final
 
 from tinybird_proxy_operator.names import INJECT_LABEL, Reason, some
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
-from tinybird_proxy_operator.sidecars.injection import RAISE
+from tinybird_proxy_operator.sidecars.injection import NEVER_IN, RAISE
 
 OFF: Final = "None"
 _TURN_ON: Final = "whoever runs the operator turns it on with the chart's value injection (Webhook or Policy)"
-# Beside the operator's own; the chart's templates/injection/_helpers.tpl says the same.
-LEFT_OUT: Final = ("kube-system", "kube-node-lease", "kube-public")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,7 @@ def why_off(injection: str, namespace: str, operator_namespace: str) -> str:
     """Why no pod of the namespace gets one, whatever it asks; empty: they do. ``injection``: the chart's value."""
     if injection == OFF:
         return f"No pod gets a sidecar, for injection is off: {_TURN_ON}."
-    if namespace in (*LEFT_OUT, operator_namespace):
+    if namespace in (*NEVER_IN, operator_namespace):
         return f"No pod of namespace {namespace} gets a sidecar: the cluster's own and the operator's are left out."
     return ""
 
