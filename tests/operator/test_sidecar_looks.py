@@ -231,4 +231,4 @@ async def test_where_nothing_is_injected_nobody_is_evicted_and_none_is_promised(
     assert not [each for each in cluster.api.asked if each.path.endswith("/eviction")]
     assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
     [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
-    assert "pods get none" in ready["message"]
+    assert "this operator puts it into no pods" in ready["message"]

@@ -36,7 +36,7 @@ def counts(pods: Sequence[AppPod]) -> dict[str, int]:
 def why_off(injection: str, namespace: str, operator_namespace: str) -> str:
     """Why no pod of the namespace gets one, whatever it asks; empty: they do. ``injection``: the chart's value."""
     if injection == OFF:
-        return f"No pod gets a sidecar, for injection is off: {_TURN_ON}."
+        return f"This operator puts sidecars into no pods: {_TURN_ON}."
     if namespace in (*NEVER_IN, operator_namespace):
         return f"No pod of namespace {namespace} gets a sidecar: the cluster's own and the operator's are left out."
     return ""
