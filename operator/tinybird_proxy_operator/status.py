@@ -156,6 +156,8 @@ def _ready_to_be_injected(observed: Observed) -> _Judged:
     """Of mode Sidecar, where nothing is wrong."""
     if observed.sidecar is None:
         return "False", Reason.NOT_READY, "There is no sidecar for pods yet."
+    if observed.sidecars_current is not None and observed.sidecars_current[1] is Reason.INJECTION_OFF:
+        return observed.sidecars_current
     running = sum(pod.ready for pod in observed.pods)
     current = observed.sidecars_current
     is_off = current is not None and current[1] is Reason.INJECTION_OFF

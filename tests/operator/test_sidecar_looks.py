@@ -202,6 +202,9 @@ async def test_with_injection_off_it_says_so(cluster: Cluster) -> None:
     cluster.secret()
     await look(cluster, {}, SIDECAR_INJECTION="None")
     assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
+    # Whoever waits for Ready before labelling pods would be told that they get it.
+    assert cluster.condition("Ready") == ("False", "InjectionOff")
+    assert cluster.message("Ready").startswith("No pod gets a sidecar")
 
 
 async def test_a_resource_that_is_deleted_keeps_nobody_waiting(cluster: Cluster) -> None:
