@@ -37,8 +37,11 @@ def remember(known: Mapping[str, Held], pods: Sequence[PodFacts], now: float) ->
 
 
 def with_lost_rows(known: Mapping[str, Held], pods: Sequence[PodFacts]) -> list[PodFacts]:
-    """The pods, those that ran out of memory with what they held then. ``known``: with their last answers."""
-    return [replace(pod, lost_rows=_lost(known.get(pod.name), pod)) if pod.out_of_memory else pod for pod in pods]
+    """The pods, those that were ended by force with what they held then. ``known``: with their last answers."""
+    return [
+        replace(pod, lost_rows=_lost(known.get(pod.name), pod)) if pod.out_of_memory or pod.killed_with else pod
+        for pod in pods
+    ]
 
 
 def _lost(held: Held | None, pod: PodFacts) -> int | None:

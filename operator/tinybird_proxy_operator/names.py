@@ -165,6 +165,7 @@ class Reason(StrEnum):
     FULL = "Full"
     NOT_DELIVERING = "NotDelivering"
     OUT_OF_MEMORY = "OutOfMemory"
+    KILLED = "Killed"
     UNKNOWN = "Unknown"
     THROTTLED = "Throttled"
     NOT_THROTTLED = "NotThrottled"

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from tinybird_proxy.health import Cause
+from tinybird_proxy_operator import last_words
 from tinybird_proxy_operator.names import (
     CONTAINER,
     DELETION_COST_ANNOTATION,
@@ -20,6 +21,8 @@ from tinybird_proxy_operator.names import (
 from tinybird_proxy_operator.preflight import Decision
 
 _ORDINARY_WAITS = (None, "ContainerCreating", "PodInitializing")
+# Above it: a signal that the process could not handle, or a node that was started again.
+_KILLED_ABOVE: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +71,11 @@ class ProxyReport:
 class PodFacts:
     """A pod of ours. ``report`` None: it did not answer. ``out_of_memory``: its last container was ended for that.
 
+    ``killed_with``: the exit status of the last process, where that was ended by force, for another reason than memory,
+    and left no last words. What has left some is counted by ``lost_rows``.
     ``placed``: it is on a node, so it may have read its Secrets.
     ``running``: there is a process in it that could hold rows, as far as its node says.
-    ``lost_rows``: what the process that ran out of memory held at the last look; None if that is not known.
+    ``lost_rows``: what the process that was ended so held at the last look; None if that is not known.
     ``labelled``: it is to go, see ``DRAINING_LABEL``; ``draining_since`` and ``deletion_cost`` are written with that.
     ``excess``: its ReplicaSet has more pods than it is to have, or has not seen how many: one may go at any moment.
     ``newest``: it is of the latest template that pods were made of, so no rollout takes it away; False also where that
@@ -85,6 +90,7 @@ class PodFacts:
     report: ProxyReport | None
     placed: bool = True
     running: bool = True
+    killed_with: int | None = None
     lost_rows: int | None = None
     terminating: bool = False
     labelled: bool = False
@@ -318,7 +324,7 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None, *, container: s
     """
     status = pod.get("status", {})
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
-    waiting, out_of_memory, running = None, False, False
+    waiting, out_of_memory, running, killed_with = None, False, False, None
     statuses = status.get("containerStatuses", [])
     if container != CONTAINER:
         statuses = [each for each in status.get("initContainerStatuses", []) if each.get("name") == container]
@@ -332,6 +338,8 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None, *, container: s
             state.get("terminated", {}).get("reason"),
             last.get("terminated", {}).get("reason"),
         )
+        if found.get("name") == container:
+            killed_with = _killed_with(state) or _killed_with(last)
     metadata = pod["metadata"]
     annotations = metadata.get("annotations") or {}
     return PodFacts(
@@ -341,6 +349,7 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None, *, container: s
         waiting=waiting,
         out_of_memory=out_of_memory,
         report=report,
+        killed_with=killed_with,
         placed=bool(pod.get("spec", {}).get("nodeName") or status.get("podIP")),
         running=running,
         terminating="deletionTimestamp" in metadata,
@@ -351,6 +360,14 @@ def read_pod(pod: Mapping[str, Any], report: ProxyReport | None, *, container: s
         uid=metadata.get("uid", ""),
         resource_version=metadata.get("resourceVersion", ""),
     )
+
+
+def _killed_with(state: Mapping[str, Any]) -> int | None:
+    end = state.get("terminated") or {}
+    status: int = end.get("exitCode") or 0
+    if status <= _KILLED_ABOVE or end.get("reason") == "OOMKilled":
+        return None
+    return status if last_words.read(end.get("message") or "") is None else None
 
 
 def _read_time(text: str | None) -> datetime | None:

@@ -21,6 +21,7 @@ FILLING_RATIO = 0.8
 MESSAGE_MAX_CHARS = 1000
 _LAST_LOOK = "at the last look"
 _LOST = "what was in the buffer then is lost"
+_BY_WHAT = "kubectl describe pod says by what: mostly the liveness probe or the node."
 _CHANGE_NOT_SEEN = "Kubernetes has not taken up the last change yet."
 _Judged = tuple[str, Reason, str]  # status, reason, message
 
@@ -257,15 +258,16 @@ def _token_valid(observed: Observed) -> _Judged:
 
 
 def _buffer_healthy(observed: Observed, old: Mapping[str, Any]) -> _Judged:
-    """What is wrong now counts more than a pod that once ran out of memory, which is told as long as the pod lives."""
+    """What is wrong now counts more than a pod that was once ended by force, which is told as long as the pod lives."""
     status, reason, text = _buffers(observed)
-    killed = _with_rows_as_told(out_of_memory(observed.pods), old)
+    ends = {why: _with_rows_as_told(said, old) for why, said in ended_by_force(observed.pods).items()}
+    killed = " ".join(ends.values())
     if not killed:
         return status, reason, text
     if status == "False":
         return status, reason, f"{text} {killed}"
     unknown = text if status == "Unknown" else not_known(observed.pods)
-    return "False", Reason.OUT_OF_MEMORY, f"{killed} {unknown}" if unknown else killed
+    return "False", next(iter(ends)), f"{killed} {unknown}" if unknown else killed
 
 
 def _buffers(observed: Observed) -> _Judged:
@@ -307,15 +309,24 @@ def _with_rows_as_told(killed: str, old: Mapping[str, Any]) -> str:
     return killed if found is None else f"{lost}{_LOST}{found[1]}{more}"
 
 
-def out_of_memory(pods: Sequence[PodFacts]) -> str:
-    """What is told of pods that ran out of memory; empty if there are none."""
-    killed = [pod for pod in pods if pod.out_of_memory]
-    if not killed:
-        return ""
-    known = [pod.lost_rows for pod in killed if pod.lost_rows is not None]
+def ended_by_force(pods: Sequence[PodFacts]) -> dict[Reason, str]:
+    """What is told of pods whose process was ended without a word, by the reason; empty if there are none."""
+    told = {}
+    if starved := [pod for pod in pods if pod.out_of_memory]:
+        what = f"{some([pod.name for pod in starved])} ran out of memory"
+        told[Reason.OUT_OF_MEMORY] = f"{_what_it_cost(what, starved)} Raise pod.resources.limits.memory."
+    if killed := [pod for pod in pods if pod.killed_with is not None and not pod.out_of_memory]:
+        statuses = some([str(each) for each in dict.fromkeys(pod.killed_with for pod in killed)])
+        were = "was" if len(killed) == 1 else "were"
+        what = f"{some([pod.name for pod in killed])} {were} ended by force, status {statuses}, and told nothing"
+        told[Reason.KILLED] = f"{_what_it_cost(what, killed)} {_BY_WHAT}"
+    return told
+
+
+def _what_it_cost(what: str, pods: Sequence[PodFacts]) -> str:
+    known = [pod.lost_rows for pod in pods if pod.lost_rows is not None]
     held = f", {sum(known):,} rows {_LAST_LOOK}" if known else ""
-    names = some([pod.name for pod in killed])
-    return f"{names} ran out of memory: {_LOST}{held}. Raise pod.resources.limits.memory."
+    return f"{what}: {_LOST}{held}."
 
 
 def _no_answer(pods: Sequence[PodFacts]) -> str:

@@ -8,7 +8,7 @@ from tinybird_proxy_operator.names import Reason
 from tinybird_proxy_operator.observed import Observed
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.spec import Proxy
-from tinybird_proxy_operator.status import out_of_memory
+from tinybird_proxy_operator.status import ended_by_force
 
 # Conditions that are Events too, where no problem is told before.
 _TOLD: Final = (("TokenValid", "False"), ("UpstreamThrottled", "True"))
@@ -30,5 +30,5 @@ async def tell(events: Events, proxy: Proxy, observed: Observed, status: Mapping
         if (condition["type"], condition["status"]) in _TOLD and not observed.problems:
             await events.tell(proxy, Reason(condition["reason"]), condition["message"], warning=True)
     for pod in observed.pods:
-        if text := out_of_memory([pod]):
-            await events.tell(proxy, Reason.OUT_OF_MEMORY, text, warning=True, about=pod.name)
+        for reason, text in ended_by_force([pod]).items():
+            await events.tell(proxy, reason, text, warning=True, about=pod.name)

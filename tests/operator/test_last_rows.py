@@ -30,6 +30,11 @@ def test_the_rows_of_a_process_that_is_no_more_are_those_of_its_last_answer() ->
     assert lost(remember(known, [later], 215.0), later) == 3
 
 
+def test_a_process_that_was_killed_has_lost_what_it_held_as_well() -> None:
+    known = remember({}, [asked(2, uptime_s=50.0)], 100.0)
+    assert lost(known, pod(report=None, killed_with=137)) == 2
+
+
 def test_without_an_earlier_answer_nothing_is_claimed() -> None:
     again = asked(0, uptime_s=1.0, killed=True)
     known = remember({}, [again], 115.0)

@@ -170,6 +170,27 @@ def test_a_pod_that_ran_out_of_memory_is_known(container: dict[str, Any], killed
     assert pod(container).ready
 
 
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ({"reason": "Error", "exitCode": 137, "message": '{"level": "info", "message": "ready"}'}, 137),
+        ({"reason": "Error", "exitCode": 139}, 139),
+        ({"reason": "Unknown", "exitCode": 255}, 255),  # its node was started again
+        # It had SIGTERM, and what it could not deliver is counted.
+        ({"reason": "Error", "exitCode": 137, "message": "3 rows were not delivered when this was written"}, None),
+        ({"reason": "OOMKilled", "exitCode": 137}, None),
+        ({"reason": "StartError", "exitCode": 128}, None),
+        ({"reason": "Error", "exitCode": 2, "message": "The configuration has problems"}, None),
+        ({"reason": "Completed", "exitCode": 0}, None),
+    ],
+)
+def test_a_process_that_was_ended_without_last_words_is_known(end: dict[str, Any], status: int | None) -> None:
+    again = {"name": "proxy", "lastState": {"terminated": end}, "state": {"running": {}}}
+    assert pod(again).killed_with == status
+    assert pod({"name": "proxy", "state": {"terminated": end}}).killed_with == status
+    assert pod({**again, "name": "istio-proxy"}).killed_with is None
+
+
 def test_a_proxy_says_whether_it_drains_refuses_and_delivers() -> None:
     plain = read(report())
     assert (plain.draining, plain.refusing, plain.delivered_rows_1m) == (False, False, None)

@@ -163,6 +163,24 @@ async def test_a_sidecar_that_ran_out_of_memory_is_told_with_what_it_held(cluste
     assert "40 rows at the last look" in cluster.message("BufferHealthy")
 
 
+async def test_a_sidecar_that_was_killed_without_a_word_is_told_with_what_it_held(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    cluster.proxies.says = {"127.0.0.1": {**report(rows=40), "uptime_s": 100.0}}
+    pod = app_pod(hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port)
+    cluster.api.put(pod)
+    await cluster.reconcile()
+    pod["status"]["initContainerStatuses"][0]["lastState"] = {"terminated": {"reason": "Error", "exitCode": 137}}
+    cluster.api.put(pod)
+    cluster.proxies.says = {"127.0.0.1": {**report(), "uptime_s": 1.0}}
+    cluster.clock.seconds += 10
+    await cluster.reconcile()
+    assert cluster.condition("BufferHealthy") == ("False", "Killed")
+    [told] = [message for _, reason, message in cluster.told() if reason == "Killed"]
+    assert told.startswith("app-5d4-x1 was ended by force, status 137")
+    assert "40 rows at the last look" in told
+
+
 async def test_refusals_and_short_grace_periods_are_events(cluster: Cluster) -> None:
     cluster.secret()
     hash = (await look(cluster, {}))["sidecar"]["hash"]

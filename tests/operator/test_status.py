@@ -337,6 +337,28 @@ def test_what_was_told_of_another_pod_that_ran_out_of_memory_is_not_told_of_this
     assert healthy["message"] == f"{KILLED}.{MORE_MEMORY}"
 
 
+def test_a_process_that_was_killed_without_last_words_is_told_with_what_it_held_and_stays_told() -> None:
+    known = observed(pods=[pod(killed_with=137, lost_rows=1200)])
+    message = (
+        "p-1 was ended by force, status 137, and told nothing: what was in the buffer then is lost, 1,200 rows at the"
+        " last look. kubectl describe pod says by what: mostly the liveness probe or the node."
+    )
+    assert condition(known, "BufferHealthy") == ("False", "Killed", message)
+    after = status(observed(pods=[pod(killed_with=137)]), status(known))
+    assert next(each["message"] for each in after["conditions"] if each["type"] == "BufferHealthy") == message
+
+
+def test_that_one_was_killed_and_another_ran_out_of_memory_are_both_told() -> None:
+    pods = [pod(killed_with=139, lost_rows=2), pod("p-2", out_of_memory=True, lost_rows=3)]
+    known = observed(pods=pods)
+    _, reason, message = condition(known, "BufferHealthy")
+    assert reason == "OutOfMemory"
+    assert message.startswith("p-2 ran out of memory: what was in the buffer then is lost, 3 rows at the last look.")
+    assert "p-1 was ended by force, status 139, and told nothing" in message
+    after = status(observed(pods=[replace(each, lost_rows=None) for each in pods]), status(known))
+    assert next(each["message"] for each in after["conditions"] if each["type"] == "BufferHealthy") == message
+
+
 def test_rows_that_are_not_delivered_are_told_with_a_cause() -> None:
     pods = [pod(), pod(report=said(stuck_rows=12_345, stuck=["clicks: It is down."]))]
     _, _, message = condition(observed(pods=pods), "BufferHealthy")
