@@ -105,14 +105,34 @@ def ended(pod: _Body) -> list[Ended]:
     read, it may be gone. Whoever may create pods in a namespace can write such a pod, or give one the labels of a
     sidecar, and any message; it counts for a resource of that namespace, and decides nothing.
     """
+    found: list[Ended] = []
+    for name, container, statuses in _proxies_in(pod):
+        found += _of_container(container, statuses, pod["metadata"], name, sidecar=container == SIDECAR_CONTAINER)
+    return found
+
+
+def untold(pod: _Body) -> list[str]:
+    """The resources whose proxy in ``pod``, which is gone, has left no word of how its last process ended."""
+    return [name for name, container, statuses in _proxies_in(pod) if _told_nothing(container, statuses)]
+
+
+def _proxies_in(pod: _Body) -> Iterator[tuple[str, str, object]]:
+    """Of each proxy in it the resource, the container, and the list in which that one's status is."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    found: list[Ended] = []
     if (name := labels.get(PROXY_LABEL)) and _is_of_a_deployment(metadata, name):
-        found += _of_container(CONTAINER, status.get("containerStatuses"), metadata, name, sidecar=False)
+        yield name, CONTAINER, status.get("containerStatuses")
     if (name := labels.get(INJECTED_LABEL)) and SIDECAR_HASH_ANNOTATION in annotations:
-        found += _of_container(SIDECAR_CONTAINER, status.get("initContainerStatuses"), metadata, name, sidecar=True)
-    return found
+        yield name, SIDECAR_CONTAINER, status.get("initContainerStatuses")
+
+
+def _told_nothing(name: str, statuses: object) -> bool:
+    for container in statuses if isinstance(statuses, list) else ():
+        if container.get("name") == name:
+            state = container.get("state") or {}
+            end = state.get("terminated") or {}
+            return "running" in state or (bool(end.get("exitCode")) and read(end.get("message") or "") is None)
+    return False
 
 
 def _of_container(name: str, statuses: object, metadata: _Body, proxy: str, *, sidecar: bool) -> Iterator[Ended]:

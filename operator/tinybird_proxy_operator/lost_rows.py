@@ -2,8 +2,9 @@
 
 A pod that is deleted is gone from the API as soon as its containers have ended, so its last event in the watch is the
 only place where its last words can be read. ``LostRows`` hears every event and keeps the words until a reconcile has
-written them into the status. What ended while no operator watched, or without a last state (a forced deletion), is
-known to nobody but the pod's log.
+written them into the status. What ended while no operator watched is known to nobody but the pod's log. Of a pod that
+goes without a last state (a forced deletion, or its node is gone) it is told what it held at the last look; that is not
+counted, for the rows may have arrived.
 
 How each is counted once:
 
@@ -25,8 +26,9 @@ from typing import Any, Final
 
 from tinybird_proxy.health import count
 from tinybird_proxy_operator.events import Events
-from tinybird_proxy_operator.last_words import Ended, ended
+from tinybird_proxy_operator.last_words import Ended, ended, untold
 from tinybird_proxy_operator.names import Reason
+from tinybird_proxy_operator.observed import PodFacts
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.spec import Proxy
 
@@ -58,6 +60,8 @@ class LostRows:
     def __init__(self, events: Events) -> None:
         self._events = events
         self._pods: dict[str, set[_Id]] = {}  # by uid: the ends that were seen; the pod that was seen last comes last
+        self._rows: dict[str, int] = {}  # of those, by uid: what they held when they answered last
+        self._untold: dict[Key, dict[str, str]] = {}  # a sentence for each that is gone, by uid
         self._waiting: dict[Key, dict[_Id, Waiting]] = {}
         self._count = 0
         self.dropped = 0
@@ -77,7 +81,20 @@ class LostRows:
         if not deleted:
             self._pods[uid] = seen
             if len(self._pods) > PODS_MAX:
-                del self._pods[next(iter(self._pods))]
+                oldest = next(iter(self._pods))
+                del self._pods[oldest]
+                self._rows.pop(oldest, None)
+        elif rows := self._rows.pop(uid, 0):
+            for proxy in untold(pod):
+                of_key = self._untold.setdefault(Key(namespace, proxy), {})
+                if len(of_key) < WAITING_MAX:
+                    of_key[uid] = _gone_in_words(metadata["name"], rows)
+
+    def heard(self, pods: Sequence[PodFacts]) -> None:
+        """What the pods of a resource said just now."""
+        self._rows.update(
+            {pod.uid: pod.report.rows for pod in pods if pod.report is not None and pod.uid in self._pods}
+        )
 
     def judge(self, key: Key, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """``status.lost`` of the resource, as it was read just now, with what is to be counted; None: nothing was."""
@@ -102,17 +119,26 @@ class LostRows:
                 what = f"{each.ended.pod} {each.ended.at}"
                 await self._events.tell(proxy, Reason.ROWS_LOST, in_words(each.ended), warning=True, about=what)
                 self._done(key, each)
+        gone = self._untold.get(key, {})
+        for uid, text in list(gone.items()):
+            await self._events.tell(proxy, Reason.ROWS_UNACCOUNTED, text, warning=True, about=uid)
+            del gone[uid]
+        if not gone:
+            self._untold.pop(key, None)
         return key in self._waiting
 
     def gone(self, key: Key) -> None:
         """There is no such resource any more: the log is what is left to tell it."""
         for each in self._waiting.get(key, {}).values():
             _log.warning("%s is gone, and rows were lost: %s", key, in_words(each.ended))
+        for text in self._untold.get(key, {}).values():
+            _log.warning("%s is gone, and rows may be lost: %s", key, text)
         self.forget(key)
 
     def forget(self, key: Key) -> None:
         """The resource is another operator's."""
         self._count -= len(self._waiting.pop(key, {}))
+        self._untold.pop(key, None)
 
     def _keep(self, key: Key, found: _Id, waiting: Waiting) -> None:
         of_key = self._waiting.setdefault(key, {})
@@ -200,6 +226,14 @@ def in_words(one: Ended) -> str:
     if words.dead_letter_rows:
         said += f" {letters} of dead letters went with it: export them before a pod goes."
     return f"{said} It said: {words.why}" if words.why else said
+
+
+def _gone_in_words(pod: str, rows: int) -> str:
+    return (
+        f"{pod} is gone and its proxy told nothing, as after a forced deletion or with its node. At the last look it"
+        f" held {count(rows, 'row')}; whether they arrived is not known. Let pods end by themselves: kubectl delete"
+        " without --force."
+    )
 
 
 _MORE_TIME: Final = (

@@ -187,6 +187,7 @@ class Reason(StrEnum):
     DRAIN_DEADLINE_EXCEEDED = "DrainDeadlineExceeded"
     ROWS_DROPPED = "RowsDropped"
     ROWS_LOST = "RowsLost"
+    ROWS_UNACCOUNTED = "RowsUnaccounted"
     DEAD_LETTERS_DROPPED = "DeadLettersDropped"
     SIDECARS_CURRENT = "SidecarsCurrent"
     SIDECARS_MISSED = "SidecarsMissed"

@@ -310,6 +310,7 @@ class Reconciler:
 
     async def _report(self, key: Key, proxy: Proxy, body: Object, observed: Observed) -> float:
         self._rollouts.saw(key, observed)
+        self.lost.heard(observed.pods)
         old = body.get("status") or {}
         observed = self._autoscalers.saw(key, old, observed)
         at = self.utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")

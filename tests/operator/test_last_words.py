@@ -10,7 +10,7 @@ import pytest
 from tinybird_proxy.app.last_words import LastWords as ProxysLastWords
 from tinybird_proxy.testing.fake_upstream import FakeUpstream, Script, hang, unreachable
 from tinybird_proxy.testing.pipelines import Client, Setup, numbered
-from tinybird_proxy_operator.last_words import Ended, LastWords, ended, read
+from tinybird_proxy_operator.last_words import Ended, LastWords, ended, read, untold
 
 STOPPED = "3 rows lost, 1 of them may have arrived; hits: 3 rows, no connection"
 AT, LATER = "2026-01-01T00:00:10Z", "2026-01-01T00:01:00Z"
@@ -161,3 +161,20 @@ def test_a_container_that_ended_twice_has_two_last_words() -> None:
 )
 def test_a_pod_that_says_nothing_or_is_not_made_like_ours_has_no_last_words(pod: Any) -> None:
     assert ended(pod) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "told_nothing"),
+    [
+        ({"running": {}}, True),  # removed by force, or with its node
+        ({"terminated": {"exitCode": 137, "finishedAt": AT}}, True),
+        ({"terminated": {"exitCode": 137, "finishedAt": AT, "message": STOPPED}}, False),
+        ({"terminated": {"exitCode": 0, "finishedAt": AT, "message": "0 rows lost"}}, False),
+        ({"terminated": {"exitCode": 0, "finishedAt": AT}}, False),
+        ({"waiting": {"reason": "PodInitializing"}}, False),
+    ],
+)
+def test_a_proxy_that_is_gone_without_a_word_is_known(state: dict[str, Any], told_nothing: bool) -> None:
+    assert untold(deployment_pod(container("proxy", state=state))) == (["events"] if told_nothing else [])
+    assert untold(app_pod(container("tinybird-proxy", state=state))) == (["side"] if told_nothing else [])
+    assert untold(app_pod(container("setup", state=state))) == []

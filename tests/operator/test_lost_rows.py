@@ -6,8 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from tests.operator.clusters import Cluster
+from tests.operator.clusters import IPS, Cluster, report
 from tests.operator.test_last_words import app_pod, container, deployment_pod, terminated
+from tests.operator.test_status import pod as pod_facts
+from tests.operator.test_status import said
 
 from tinybird_proxy_operator import lost_rows
 from tinybird_proxy_operator.errors import KubeError
@@ -252,6 +254,74 @@ async def test_what_waits_is_bounded_and_what_is_dropped_is_counted_and_logged(
 def words(pod: dict[str, Any]) -> str:
     [one] = ended(pod)
     return in_words(one)
+
+
+GONE = (
+    "events-5d8f-7 is gone and its proxy told nothing, as after a forced deletion or with its node. At the last look it"
+    " held 40 rows; whether they arrived is not known. Let pods end by themselves: kubectl delete without --force."
+)
+
+
+def heard(cluster: Cluster, number: int, rows: int | None) -> None:
+    """The proxy in a pod was asked."""
+    answer = None if rows is None else said(rows=rows)
+    cluster.reconciler.lost.heard([pod_facts(f"events-5d8f-{number}", uid=f"u{number}", report=answer)])
+
+
+def unaccounted(cluster: Cluster) -> list[str]:
+    return [message for kind, reason, message in cluster.told() if (kind, reason) == ("Warning", "RowsUnaccounted")]
+
+
+async def test_a_pod_that_is_removed_by_force_is_told_with_what_it_held_and_not_counted(cluster: Cluster) -> None:
+    await cluster.installed()
+    cluster.reconciler.lost.saw(alive(7), False)
+    heard(cluster, 7, 40)
+    heard(cluster, 7, None)  # its node is away, say
+    cluster.reconciler.lost.saw(alive(7), True)
+    for _ in range(2):
+        await cluster.reconcile()
+        cluster.clock.seconds += 700
+    assert unaccounted(cluster) == [GONE]
+    assert "lost" not in cluster.status()
+
+
+async def test_a_pod_whose_process_said_how_it_ended_or_held_nothing_is_not_told_of_so(cluster: Cluster) -> None:
+    await cluster.installed()
+    for number, rows in ((0, 40), (1, 0), (2, None)):
+        cluster.reconciler.lost.saw(alive(number), False)
+        heard(cluster, number, rows)
+    cluster.reconciler.lost.saw(dead(0, "0 rows lost"), False)
+    cluster.reconciler.lost.saw(dead(0, "0 rows lost"), True)
+    cluster.reconciler.lost.saw(alive(1), True)
+    cluster.reconciler.lost.saw(alive(2), True)
+    cluster.reconciler.lost.saw(alive(3), True)  # nobody ever asked it
+    await cluster.reconcile()
+    assert unaccounted(cluster) == []
+
+
+async def test_what_a_look_heard_is_what_a_pod_held(cluster: Cluster) -> None:
+    cluster.proxies.says = {IPS[0]: report(rows=40)}
+    await cluster.installed(pods=1)
+    there = cluster.api.get("Pod", "events-1-0")
+    there["status"]["containerStatuses"] = [container("proxy")]
+    cluster.reconciler.lost.saw(there, False)
+    await cluster.reconcile()
+    cluster.api.remove("Pod", "events-1-0")
+    await cluster.reconcile()  # before the watch tells
+    cluster.reconciler.lost.saw(there, True)
+    await cluster.reconcile()
+    assert unaccounted(cluster) == [GONE.replace("5d8f-7", "1-0")]
+
+
+async def test_of_a_pod_that_is_gone_without_a_word_and_whose_resource_is_gone_the_log_tells(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.reconciler.lost.saw(alive(7), False)
+    heard(cluster, 7, 40)
+    cluster.reconciler.lost.saw(alive(7), True)
+    with caplog.at_level(logging.WARNING):
+        await cluster.reconcile()
+    assert f"shop/events is gone, and rows may be lost: {GONE}" in caplog.text
 
 
 def test_what_is_told_says_what_to_do() -> None:
