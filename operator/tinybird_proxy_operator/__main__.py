@@ -106,7 +106,9 @@ async def run(settings: OperatorSettings) -> int:
             )
         )
         election = make_election(kube, settings)
-        session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        # Without a limit of its own: whoever asks has one, and pods that are silent must not take others' turn.
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False, connector=connector))
         reconciler = make_reconciler(kube, session, settings, loop.time)
         stack.push_async_callback(reconciler.close)
         changed = noticing(reconciler, queue)

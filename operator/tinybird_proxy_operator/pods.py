@@ -3,7 +3,9 @@
 ``reconcile`` asks only pods that are ours: the answers decide, and the token is theirs.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import aiohttp
@@ -23,9 +25,14 @@ class Pods:
         self._session = session
         self._port = port
 
-    async def report(self, ip: str, *, port: int | None = None) -> ProxyReport | None:
-        """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy."""
-        return await self.status(ip, read_report, port=port)
+    async def report(
+        self, ip: str, *, port: int | None = None, reading: asyncio.Semaphore | None = None
+    ) -> ProxyReport | None:
+        """What the proxy at ``ip`` says; None if it does not answer, or not like a proxy.
+
+        ``reading``: held while its answer is read, for whoever asks many and has no memory for all of their answers.
+        """
+        return await self._ask("GET", ip, "/status", read_report, port=port, reading=reading)
 
     async def status(self, ip: str, read: Callable[[bytearray], _Answer], *, port: int | None = None) -> _Answer | None:
         """The same, as ``read`` makes it of the body; it raises ``msgspec.DecodeError`` if that is no proxy's."""
@@ -53,6 +60,7 @@ class Pods:
         *,
         token: str | None = None,
         port: int | None = None,
+        reading: asyncio.Semaphore | None = None,
     ) -> _Answer | None:
         host = f"[{ip}]" if ":" in ip else ip
         url, timeout = f"http://{host}:{port or self._port}{path}", aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
@@ -60,15 +68,17 @@ class Pods:
         body = bytearray()
         try:
             # A redirect would lead the operator, and the token, to wherever a pod likes.
-            async with self._session.request(
-                method, url, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
+            async with (
+                asyncio.timeout(ANSWER_TIMEOUT_S),  # the client's own does not run while it is not read
+                self._session.request(method, url, headers=headers, timeout=timeout, allow_redirects=False) as response,
+            ):
                 if response.status not in (200, 202):
                     return None
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > ANSWER_MAX_BYTES:
-                        return None
-            return read(body)
+                async with reading or nullcontext():
+                    async for chunk in response.content.iter_any():
+                        body += chunk
+                        if len(body) > ANSWER_MAX_BYTES:
+                            return None
+                    return read(body)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError):
             return None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,9 @@ from tinybird_proxy_operator.spec import Proxy
 
 # Where a NetworkPolicy is in the way, each is waited for until the limit.
 _ASKED_AT_ONCE: Final = 50
+# So long all are asked in one look: whoever is not reached then is silent too, and comes first in the next.
+ASKING_S: Final = 60.0
+_READ_AT_ONCE: Final = 10  # answers may be large, and the operator's memory is not
 _OWNERS_READ_MAX: Final = 10  # in one look
 
 
@@ -32,24 +36,37 @@ class SidecarPods:
     events: Events
     now: Callable[[], float]
     _turns: dict[Key, dict[str, eviction.Turn]] = field(default_factory=dict)
+    _silent: dict[Key, dict[str, float]] = field(default_factory=dict)  # by uid: when it was asked last, in vain
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or not ours."""
         self._turns.pop(key, None)
+        self._silent.pop(key, None)
 
     async def read(self, proxy: Proxy, sidecar: Sidecar | None) -> list[AppPod]:
         """Every pod of the namespace that asks for it, or has it."""
         labels = await namespace_labels(self.kube, proxy.namespace)
         found = await candidates(self.kube, proxy.namespace, proxy.name, labels)
         limit, reports = asyncio.Semaphore(_ASKED_AT_ONCE), dict[str, ProxyReport]()
+        reading, silent = asyncio.Semaphore(_READ_AT_ONCE), self._silent.get(Key(proxy.namespace, proxy.name), {})
+        asked_at = dict[str, float]()
 
         async def ask(pod: Object) -> None:
             ip, port = pod.get("status", {}).get("podIP"), admin_port_of(pod, proxy)
             async with limit:
-                if (report := await self.pods.report(ip, port=port)) is not None:
+                asked_at[pod["metadata"]["uid"]] = self.now()
+                if (report := await self.pods.report(ip, port=port, reading=reading)) is not None:
                     reports[pod["metadata"]["uid"]] = report
 
-        await asyncio.gather(*(ask(pod) for pod in found if may_answer(pod, proxy.name)))
+        asked = [pod for pod in found if may_answer(pod, proxy.name)]
+        # Who answered comes first, for that takes no time; of the others who was not asked for the longest.
+        asked.sort(key=lambda pod: silent.get(pod["metadata"]["uid"], float("-inf")))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ASKING_S):
+                await asyncio.gather(*map(ask, asked))
+        uids = {pod["metadata"]["uid"] for pod in asked} - reports.keys()
+        silent = {uid: at for uid, at in {**silent, **asked_at}.items() if uid in uids}
+        self._silent[Key(proxy.namespace, proxy.name)] = silent
         return asking(found, name=proxy.name, namespace_labels=labels, sidecar=sidecar, reports=reports)
 
     async def evict(self, key: Key, proxy: Proxy, pods: list[AppPod], hash: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Asking a proxy on its admin port, over real sockets."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -60,6 +61,17 @@ async def test_an_answer_without_end_is_not_read_to_its_end(
 ) -> None:
     monkeypatch.setattr(pods_module, "ANSWER_MAX_BYTES", 10)
     assert await Pods(session, port=proxies.port).report(IPS[0]) is None
+
+
+async def test_an_answer_is_read_when_it_is_its_turn(
+    proxies: Proxies, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods_module, "ANSWER_TIMEOUT_S", 0.2)
+    pods, reading = Pods(session, port=proxies.port), asyncio.Semaphore(0)
+    assert await pods.report(IPS[0], reading=reading) is None
+    reading.release()
+    assert await pods.report(IPS[0], reading=reading) is not None
+    assert await pods.report(IPS[0], reading=reading) is not None
 
 
 async def test_a_pod_that_does_not_listen_has_no_report(proxies: Proxies, session: aiohttp.ClientSession) -> None:

@@ -1,10 +1,15 @@
 """Pods that ask for a sidecar, read and evicted."""
 
+import asyncio
+import socket
 from typing import Any
 
+import pytest
 from tests.operator.app_pods import app_pod
 from tests.operator.clusters import Cluster
 from tests.operator.test_sidecar_looks import look
+
+from tinybird_proxy_operator import sidecar_pods
 
 EVICT: dict[str, Any] = {"sidecar": {"rollout": "Evict"}}
 
@@ -151,3 +156,24 @@ async def test_pods_that_have_ended_or_whose_sidecar_does_not_run_are_not_asked(
     cluster.api.put(app_pod("new", hash=hash, ip="127.0.0.2", admin_port=cluster.proxies.port, state=waiting))
     await look(cluster)
     assert cluster.proxies.asked == []
+
+
+async def test_many_that_do_not_answer_neither_hold_a_look_up_nor_hide_those_that_do(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NetworkPolicy drops what is sent to some: each of them would be waited for until the limit."""
+    monkeypatch.setattr(sidecar_pods, "ASKING_S", 0.3)
+    monkeypatch.setattr(sidecar_pods, "_ASKED_AT_ONCE", 2)
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    with socket.create_server(("127.0.0.9", 0)) as deaf:
+        for name in ("a", "b", "c"):
+            cluster.api.put(app_pod(name, hash=hash, ip="127.0.0.9", admin_port=deaf.getsockname()[1]))
+        cluster.api.put(app_pod("z", hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port))
+        unknown = []
+        async with asyncio.timeout(10):
+            for _ in range(5):
+                cluster.clock.seconds += 10
+                await cluster.reconcile()
+                unknown.append(cluster.status()["sidecars"]["unknown"])
+    assert unknown == [4, 3, 3, 3, 3]
