@@ -35,6 +35,7 @@ from tinybird_proxy_operator.spec import Proxy
 RECENT_MAX: Final = 10
 WAITING_MAX: Final = 1000
 PODS_MAX: Final = 20_000
+_ENDED: Final = ("Succeeded", "Failed")
 _SUM_MAX: Final = 2**63 - 1
 _log = logging.getLogger("tinybird_proxy_operator")
 _Id = tuple[str, str, str]  # uid of the pod, container, time
@@ -84,11 +85,12 @@ class LostRows:
                 oldest = next(iter(self._pods))
                 del self._pods[oldest]
                 self._rows.pop(oldest, None)
-        elif rows := self._rows.pop(uid, 0):
+        has_ended = (pod.get("status") or {}).get("phase") in _ENDED
+        if (deleted or has_ended) and (rows := self._rows.pop(uid, 0)):
             for proxy in untold(pod):
                 of_key = self._untold.setdefault(Key(namespace, proxy), {})
                 if len(of_key) < WAITING_MAX:
-                    of_key[uid] = _gone_in_words(metadata["name"], rows)
+                    of_key[uid] = _gone_in_words(metadata["name"], rows, deleted=deleted)
 
     def heard(self, pods: Sequence[PodFacts]) -> None:
         """What the pods of a resource said just now."""
@@ -228,11 +230,11 @@ def in_words(one: Ended) -> str:
     return f"{said} It said: {words.why}" if words.why else said
 
 
-def _gone_in_words(pod: str, rows: int) -> str:
+def _gone_in_words(pod: str, rows: int, *, deleted: bool) -> str:
     return (
-        f"{pod} is gone and its proxy told nothing, as after a forced deletion or with its node. At the last look it"
-        f" held {count(rows, 'row')}; whether they arrived is not known. Let pods end by themselves: kubectl delete"
-        " without --force."
+        f"{pod} {'is gone' if deleted else 'has ended'} and its proxy told nothing, as after a forced deletion or with its"
+        f" node. At the last look it held {count(rows, 'row')}; whether they arrived is not known. Let pods end by"
+        " themselves: kubectl delete without --force."
     )
 
 

@@ -299,6 +299,21 @@ async def test_a_pod_whose_process_said_how_it_ended_or_held_nothing_is_not_told
     assert unaccounted(cluster) == []
 
 
+async def test_a_jobs_pod_that_stays_and_whose_proxy_told_nothing_is_told_once_and_not_when_it_is_removed(
+    cluster: Cluster,
+) -> None:
+    await cluster.installed()
+    cluster.reconciler.lost.saw(alive(7), False)
+    heard(cluster, 7, 40)
+    killed = container("proxy", state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    over = {**alive(7), "status": {"phase": "Succeeded", "containerStatuses": [killed]}}
+    for deleted in (False, False, True):
+        cluster.reconciler.lost.saw(over, deleted)
+        await cluster.reconcile()
+        cluster.clock.seconds += 700
+    assert unaccounted(cluster) == [GONE.replace("is gone", "has ended")]
+
+
 async def test_what_a_look_heard_is_what_a_pod_held(cluster: Cluster) -> None:
     cluster.proxies.says = {IPS[0]: report(rows=40)}
     await cluster.installed(pods=1)
