@@ -232,8 +232,8 @@ def in_words(one: Ended) -> str:
 
 def _gone_in_words(pod: str, rows: int, *, deleted: bool) -> str:
     return (
-        f"{pod} {'is gone' if deleted else 'has ended'} and its proxy told nothing, as after a forced deletion or with its"
-        f" node. At the last look it held {count(rows, 'row')}; whether they arrived is not known. Let pods end by"
+        f"{pod} {'is gone' if deleted else 'has ended'} and its proxy told nothing, as after a forced deletion or with"
+        f" its node. At the last look it held {count(rows, 'row')}; whether they arrived is not known. Let pods end by"
         " themselves: kubectl delete without --force."
     )
 
