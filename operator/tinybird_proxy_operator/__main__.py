@@ -121,6 +121,7 @@ async def run(settings: OperatorSettings) -> int:
             is_leader=lambda: election.is_leader,
             now=loop.time,
             may_lead=lambda: election.answered,
+            rows_lost=lambda: reconciler.lost.rows_told,
         )
         runner = web.AppRunner(telemetry.app(), access_log=None)
         await runner.setup()

@@ -66,6 +66,7 @@ class LostRows:
         self._waiting: dict[Key, dict[_Id, Waiting]] = {}
         self._count = 0
         self.dropped = 0
+        self.rows_told = 0  # of all resources, dead letters too
 
     def saw(self, pod: Mapping[str, Any], deleted: bool) -> None:
         """Something happened to a pod that carries a resource's name, as its own or as its sidecar's."""
@@ -121,6 +122,7 @@ class LostRows:
                 what = f"{each.ended.pod} {each.ended.at}"
                 await self._events.tell(proxy, Reason.ROWS_LOST, in_words(each.ended), warning=True, about=what)
                 self._done(key, each)
+                self.rows_told += each.ended.words.rows + each.ended.words.dead_letter_rows
         gone = self._untold.get(key, {})
         for uid, text in list(gone.items()):
             await self._events.tell(proxy, Reason.ROWS_UNACCOUNTED, text, warning=True, about=uid)

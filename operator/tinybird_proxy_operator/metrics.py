@@ -41,6 +41,7 @@ class Telemetry(Collector):
         is_leader: Callable[[], bool],
         now: Callable[[], float],
         may_lead: Callable[[], bool] = lambda: True,
+        rows_lost: Callable[[], int] = lambda: 0,
     ) -> None:
         self._meters = meters
         self._queue_depth = queue_depth
@@ -49,6 +50,7 @@ class Telemetry(Collector):
         self._is_leader = is_leader
         self._now = now
         self._may_lead = may_lead
+        self._rows_lost = rows_lost
 
     def collect(self) -> Iterator[Metric]:
         """Every metric at this moment."""
@@ -59,6 +61,11 @@ class Telemetry(Collector):
         yield reconciles
         yield CounterMetricFamily(
             _PREFIX + "reconcile_seconds", "Time spent in reconciles.", value=meters.reconcile_seconds
+        )
+        yield CounterMetricFamily(
+            _PREFIX + "rows_lost",
+            "Rows that proxies' processes lost as they ended, which comes too late for a scrape of theirs.",
+            value=self._rows_lost(),
         )
         yield _gauge("leader", "1 if this process holds the Lease and does the work.", float(self._is_leader()))
         yield _gauge("resources", "TinybirdProxies known.", self._resources())

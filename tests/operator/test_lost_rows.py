@@ -62,6 +62,7 @@ async def test_what_a_pod_lost_is_in_the_status_and_in_an_event(cluster: Cluster
     numbers = {"rows": 1234, "inDoubtRows": 1, "deadLetterRows": 2}
     recent = [{"pod": "events-5d8f-7", "at": "2026-01-02T00:00:01Z", **numbers}]
     assert cluster.status()["lost"] == {**numbers, "recent": recent}
+    assert cluster.reconciler.lost.rows_told == 1236
     [told] = events(cluster)
     assert told.startswith("The proxy in events-5d8f-7 stopped with 1,234 rows lost, 1 of them may have arrived.")
     assert told.endswith("It said: hits: 1,234 rows, x")

@@ -21,6 +21,7 @@ class Operator:
     age_s: float = 0.0
     leads: bool = True
     may_lead: bool = True
+    rows_lost: int = 0
     port: int = 0
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -50,6 +51,7 @@ async def measured() -> AsyncIterator[Operator]:
         is_leader=lambda: operator.leads,
         now=lambda: 1000.0,
         may_lead=lambda: operator.may_lead,
+        rows_lost=lambda: operator.rows_lost,
     )
     runner = web.AppRunner(telemetry.app(), access_log=None)
     await runner.setup()
@@ -71,6 +73,7 @@ async def test_everything_is_shown() -> None:
             "reconciles_total/ok": 5,
             "reconciles_total/error": 2,
             "reconcile_seconds_total": 1.5,
+            "rows_lost_total": 0,
             "leader": 1,
             "resources": 3,
             "queue_depth": 4,
@@ -123,3 +126,10 @@ async def test_a_leader_is_ready_once_the_watches_have_begun() -> None:
         assert (await operator.get("/readyz"))[0] == 503
         operator.meters.synced = True
         assert (await operator.get("/readyz"))[0] == 200
+
+
+async def test_rows_that_were_lost_are_counted_from_nothing_on() -> None:
+    async with measured() as operator:
+        assert (await operator.samples())["rows_lost_total"] == 0
+        operator.rows_lost = 7
+        assert (await operator.samples())["rows_lost_total"] == 7
