@@ -34,12 +34,14 @@ REQUEST_TIMEOUT_S: Final = 15.0
 AGAIN_AFTER_S: Final = (0.1, 0.4)
 _AGAIN_AFTER_MAX_S: Final = 2.0  # what the API server may ask for; a longer wait is the queue's
 _PAGE_SIZE: Final = 500
+_SMALL_PAGE_SIZE: Final = 100
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _APPLY_PATCH: Final = "application/apply-patch+yaml"
 # What the leader election writes, at the end of the path: a prefix may stand before it.
 _LEASE_PATH: Final = re.compile(r".*/apis/coordination\.k8s\.io/v1/namespaces/[^/]+/leases/[^/]+")
 _WEBHOOK_FAILED: Final = "failed calling webhook"
 Object = dict[str, Any]
+_Page = list[Object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +124,28 @@ class Kube:
 
         ``cached``: as the API server remembers them, in one page. That may be a moment old, and costs it far less.
         """
-        found: list[Object] = []
-        its_type = {"apiVersion": RESOURCES[kind].api_version, "kind": kind}  # a list says that once, for all
         query = {"resourceVersion": "0"} if cached else {"limit": str(_PAGE_SIZE)}
+        return [each async for page in self._pages(kind, namespace, labels, query) for each in page]
+
+    def pages(
+        self, kind: str, namespace: str | None, *, labels: Mapping[str, str | None] | None = None
+    ) -> AsyncIterator[_Page]:
+        """The same, page by page: for what is large and of which little is kept."""
+        return self._pages(kind, namespace, labels, {"limit": str(_SMALL_PAGE_SIZE)})
+
+    async def _pages(
+        self, kind: str, namespace: str | None, labels: Mapping[str, str | None] | None, query: dict[str, str]
+    ) -> AsyncIterator[_Page]:
+        its_type = {"apiVersion": RESOURCES[kind].api_version, "kind": kind}  # a list says that once, for all
         if labels:
             query["labelSelector"] = ",".join(
                 key if value is None else f"{key}={value}" for key, value in labels.items()
             )
         while True:
             page = await self._call("GET", RESOURCES[kind].path(namespace), query=query)
-            found += [{**its_type, **item} for item in page.get("items") or []]
+            yield [{**its_type, **item} for item in page.get("items") or []]
             if not (token := page.get("metadata", {}).get("continue")):
-                return found
+                return
             query["continue"] = token
 
     async def create(self, manifest: Object) -> Object:

@@ -15,7 +15,7 @@ from tinybird_proxy_operator.observed import ProxyReport, read_pod
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.sidecars import eviction
-from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended, has_sidecar
+from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended, has_sidecar, slim
 from tinybird_proxy_operator.sidecars.injection import Sidecar, chosen
 from tinybird_proxy_operator.spec import Proxy
 
@@ -46,7 +46,8 @@ class SidecarPods:
     async def read(self, proxy: Proxy, sidecar: Sidecar | None) -> list[AppPod]:
         """Every pod of the namespace that asks for it, or has it."""
         labels = await namespace_labels(self.kube, proxy.namespace)
-        found = await candidates(self.kube, proxy.namespace, proxy.name, labels)
+        # Of a thousand pods the operator's memory has no room for all that the API server tells.
+        found = await candidates(self.kube, proxy.namespace, proxy.name, labels, keep=slim)
         limit, reports = asyncio.Semaphore(_ASKED_AT_ONCE), dict[str, ProxyReport]()
         reading, silent = asyncio.Semaphore(_READ_AT_ONCE), self._silent.get(Key(proxy.namespace, proxy.name), {})
         asked_at = dict[str, float]()
@@ -129,14 +130,25 @@ async def namespace_labels(kube: Kube, namespace: str) -> Mapping[str, str]:
     return labels
 
 
-async def candidates(kube: Kube, namespace: str, name: str, labels: Mapping[str, str]) -> list[Object]:
-    """The pods among which those are that ask for the sidecar of ``name`` or have it. ``labels``: the namespace's."""
-    if chosen(None, labels) == name:
-        return await kube.list("Pod", namespace, cached=True)
+async def candidates(
+    kube: Kube,
+    namespace: str,
+    name: str,
+    labels: Mapping[str, str],
+    *,
+    keep: Callable[[Object], Object] = lambda pod: pod,
+) -> list[Object]:
+    """The pods among which those are that ask for the sidecar of ``name`` or have it. ``labels``: the namespace's.
+
+    ``keep``: what is kept of each.
+    """
+    whole_namespace = chosen(None, labels) == name
+    selectors: list[dict[str, str | None]]
+    selectors = [{}] if whole_namespace else [{INJECT_LABEL: name}, {INJECTED_LABEL: name}]
     found: dict[str, Object] = {}
-    for label in (INJECT_LABEL, INJECTED_LABEL):
-        for pod in await kube.list("Pod", namespace, labels={label: name}, cached=True):
-            found[pod["metadata"]["uid"]] = pod
+    for selector in selectors:
+        async for page in kube.pages("Pod", namespace, labels=selector):
+            found.update((pod["metadata"]["uid"], keep(pod)) for pod in page)
     return list(found.values())
 
 

@@ -160,12 +160,7 @@ def _ready_to_be_injected(observed: Observed) -> _Judged:
     if observed.sidecars_current is not None and observed.sidecars_current[1] is Reason.INJECTION_OFF:
         return observed.sidecars_current
     running = sum(pod.ready for pod in observed.pods)
-    current = observed.sidecars_current
-    is_off = current is not None and current[1] is Reason.INJECTION_OFF
-    # Another operator's injection may do it all the same: it serves every controllerClass.
-    off = "It is rendered, and this operator puts it into no pods (see SidecarsCurrent)"
-    what = off if is_off else "Pods that ask for the sidecar get it"
-    text = f"{what}; {running} {'has' if running == 1 else 'have'} one that takes rows."
+    text = f"Pods that ask for the sidecar get it; {running} {'has' if running == 1 else 'have'} one that takes rows."
     return "True", Reason.READY, text
 
 

@@ -9,6 +9,8 @@ import yaml
 from tests.e2e.kubectl import HERE, OPERATOR_CHART, TINYBIRD_TOKEN, Namespace, documents, until
 
 EXAMPLES: Final = sorted((OPERATOR_CHART / "examples").glob("*.yaml"))
+# It has an app of its own, and delivers in test_sidecars.
+SIDECAR: Final = "sidecar"
 RESOURCES: Final = yaml.safe_load((HERE / "bad_resources.yaml").read_text())
 COLLECTOR: Final = """
 from tinybird_proxy.testing.otlp_receiver import OtlpReceiver
@@ -119,7 +121,7 @@ def _way_in(objects: list[dict[str, Any]], namespace: Namespace) -> tuple[str, s
     return "events", TINYBIRD_TOKEN
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [each for each in EXAMPLES if each.stem != SIDECAR], ids=lambda path: path.stem)
 def test_every_example_becomes_ready_and_delivers(namespace: Namespace, example: Path) -> None:
     objects = _here(example, namespace)
     proxy, name = objects[-1], objects[-1]["metadata"]["name"]

@@ -19,6 +19,7 @@ def _operator(namespace: Namespace, release: str, controller_class: str, **value
     where = ("--namespace", namespace.name, "--wait", "--timeout", "80s")
     asked = {"crds.enabled": False, "replicas": 1, "controllerClass": controller_class, **values}
     asked["metricsAPI.enabled"] = False  # a cluster has one
+    asked["injection"] = "None"
     settings = [part for key, value in asked.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
     try:
         run("helm", "install", release, OPERATOR_CHART, *where, *OPERATOR_VALUES, *settings)

@@ -13,7 +13,16 @@ from tests.e2e.injected_pods import (
     until_counted,
     until_rows,
 )
-from tests.e2e.kubectl import SECRET_TIMEOUT_S, Namespace, run, token_secret, until
+from tests.e2e.kubectl import (
+    OPERATOR_CHART,
+    SECRET_TIMEOUT_S,
+    TINYBIRD_TOKEN,
+    Namespace,
+    documents,
+    run,
+    token_secret,
+    until,
+)
 
 from tinybird_proxy_operator.names import INJECT_LABEL, SIDECAR_CONTAINER
 
@@ -39,6 +48,21 @@ def test_a_labelled_deployment_gets_it_first_and_its_init_containers_can_already
     # The app's own account is for the app.
     assert namespace.kubectl("exec", name, "--container", "app", "--", "ls", ACCOUNT_DIR).split()
     assert namespace.kubectl("exec", name, "--container", SIDECAR_CONTAINER, "--", "ls", ACCOUNT_DIR) == ""
+
+
+def test_the_example_gives_its_app_a_sidecar(namespace: Namespace) -> None:
+    secret, proxy, shop = documents(OPERATOR_CHART / "examples" / "sidecar.yaml")
+    secret["stringData"]["token"] = TINYBIRD_TOKEN
+    proxy["spec"]["tinybird"]["url"] = namespace.tinybird_url
+    template = shop["spec"]["template"]["spec"]
+    [app] = template["containers"]
+    template["containers"] = [sidecar_pods.app("shop", name=app["name"])]
+    template["volumes"] = [sidecar_pods.app_volume()]
+    namespace.apply(secret, proxy)
+    namespace.wait_ready("sidecar")
+    roll_out(namespace, shop)
+    until_rows(namespace, "shop-")
+    until_counted(namespace, "sidecar", injected=1)
 
 
 def test_a_namespace_asks_for_its_pods_and_a_pod_may_ask_for_another_or_for_none(namespace: Namespace) -> None:

@@ -207,9 +207,7 @@ ENV: Final = (
     Case(
         name="what is set already stays",
         pod=pod(container(env=[variable("A"), variable("TINYBIRD_URL")]), container("other", env=[variable("B")])),
-        expected={
-            "env": {"app": ["TINYBIRD_TOKEN=sidecar", "A=mine", "TINYBIRD_URL=mine"], "other": [*_BOTH, "B=mine"]}
-        },
+        expected={"env": {"app": ["A=mine", "TINYBIRD_URL=mine"], "other": [*_BOTH, "B=mine"]}},
     ),
     Case(
         name="everything is set already",
@@ -219,7 +217,7 @@ ENV: Final = (
     Case(
         name="a name that is there twice stays twice",
         pod=pod(container(env=[variable("TINYBIRD_URL", "a"), variable("TINYBIRD_URL", "b")])),
-        expected={"env": {"app": ["TINYBIRD_TOKEN=sidecar", "TINYBIRD_URL=a", "TINYBIRD_URL=b"]}},
+        expected={"env": {"app": ["TINYBIRD_URL=a", "TINYBIRD_URL=b"]}},
     ),
     Case(
         name="what comes by envFrom cannot be seen",

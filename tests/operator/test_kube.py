@@ -451,3 +451,12 @@ async def test_an_eviction_that_a_budget_refuses_is_not_sent_again_by_itself(api
     with pytest.raises(Unavailable, match="disruption budget"):
         await kube.evict("shop", "app", uid=pod["metadata"]["uid"])
     assert len(api.writes) == 1
+
+
+async def test_pods_are_read_in_small_pages_and_each_is_there_once(api: FakeApi, kube: Kube) -> None:
+    for number in range(250):
+        api.put({"kind": "Pod", "metadata": {"name": f"app-{number}", "namespace": "shop"}})
+    pages = [page async for page in kube.pages("Pod", "shop")]
+    assert [len(page) for page in pages] == [100, 100, 50]
+    assert len({pod["metadata"]["name"] for page in pages for pod in page}) == 250
+    assert pages[0][0]["kind"] == "Pod"

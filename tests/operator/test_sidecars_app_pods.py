@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 from tests.operator.app_pods import HASH, SIDECAR, app_pod
+from tests.operator.injection_cases import CASES
 
 from tinybird_proxy_operator.names import INJECT_LABEL, PROXY_LABEL
-from tinybird_proxy_operator.sidecars.app_pods import AppPod, State, asking, owner
+from tinybird_proxy_operator.sidecars.app_pods import AppPod, State, asking, owner, slim
 
 
 def look(pod: dict[str, Any], *, namespace: str | None = None, sidecar: Any = SIDECAR) -> AppPod | None:
@@ -97,3 +98,24 @@ def test_a_sidecar_that_runs_and_does_not_answer_is_silent() -> None:
 def test_the_grace_period_is_kubernetes_where_the_pod_says_none() -> None:
     found = [look(app_pod(spec=spec)) for spec in ({}, {"terminationGracePeriodSeconds": 0})]
     assert [each.grace_period_s for each in found if each is not None] == [30, 0]
+
+
+_PODS = [
+    app_pod(),
+    app_pod(hash=HASH),
+    app_pod(hash="0", state={"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
+    app_pod(asks=None, owner=("Job", "nightly"), ready=False, ip=None),
+    app_pod(deletionTimestamp="2026-01-01T00:00:00Z", annotations={"kubernetes.io/config.mirror": "x"}),
+    *(case.pod for case in CASES),
+]
+
+
+@pytest.mark.parametrize("number", range(len(_PODS)))
+@pytest.mark.parametrize("namespace", [None, "events", "false"])
+def test_what_is_kept_of_a_pod_says_the_same_as_all_of_it(number: int, namespace: str | None) -> None:
+    whole = {**_PODS[number], "metadata": {"name": "app", "uid": "u", **_PODS[number]["metadata"]}}
+    whole["status"] = {"containerStatuses": [{"name": "app", "state": {}}], **whole.get("status", {})}
+    little = slim(whole)
+    assert look(little, namespace=namespace) == look(whole, namespace=namespace)
+    assert "containerStatuses" not in little["status"]
+    assert all(each.keys() <= {"name", "ports", "restartPolicy"} for each in little["spec"]["containers"])

@@ -177,7 +177,10 @@ def _container_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
 
 
 def _env_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
-    """At the front, so that the pod's own variables may refer to them. Where a name is set already it stays."""
+    """At the front, so that the pod's own variables may refer to them. Where a name is set already it stays.
+
+    Where the first is set, the URL, the container sends elsewhere, and what belongs to ours would be in its way.
+    """
     spec, env = pod["spec"], sidecar.get("env", ())
     others = _others(_list(spec, "initContainers"))
     place = _place(others)
@@ -185,7 +188,8 @@ def _env_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
     ordinary = [(f"containers/{index}", each) for index, each in enumerate(_list(spec, "containers"))]
     for path, container in [*later, *ordinary]:
         own = _list(container, "env")
-        missing = [entry for entry in env if entry["name"] not in _names(own)]
+        names = set(_names(own))
+        missing = [] if env and env[0]["name"] in names else [entry for entry in env if entry["name"] not in names]
         if missing and not own:
             yield {"op": "add", "path": f"/spec/{path}/env", "value": missing}
         elif missing:

@@ -110,8 +110,8 @@ not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook
 
 {{/* Of the containers in the list .of, from .from on: those of the pod at .path, .shift further back. */}}
 {{- define "injection.envPatch" -}}
-{{ .of }}.transformList(i, c, i >= {{ .from }}, [variables.env.filter(e, !c.?env.orValue([]).exists(own, own.name ==
-e.name))].map(missing, size(missing) == 0 ? [] : size(c.?env.orValue([])) == 0 ?
+{{ .of }}.transformList(i, c, i >= {{ .from }}, [variables.env.filter(e, !c.?env.orValue([]).exists(own, own.name in
+[e.name, variables.env[0].name]))].map(missing, size(missing) == 0 ? [] : size(c.?env.orValue([])) == 0 ?
 [JSONPatch{op: "add", path: "/spec/{{ .path }}/" + string(i + {{ .shift }}) + "/env", value: missing}] :
 missing.transformList(j, e, JSONPatch{op: "add", path: "/spec/{{ .path }}/" + string(i + {{ .shift }}) + "/env/" +
 string(j), value: e})).flatten()).flatten()
