@@ -1,15 +1,14 @@
 """The README's sidecar by hand: as printed, but for the address, the app and its image."""
 
-import json
 from typing import Any, Final
 
-import pytest
 import yaml
 from tests.e2e import sidecar_pods
 from tests.e2e.kubectl import Namespace, run, token_secret, until
 from tests.test_readme import blocks
 
 SIDECAR: Final = "tinybird-proxy"
+ACCOUNT_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 # Run beside the app: rows that hardly compress until there is no room, then compressed bodies, as large as is allowed.
 _FILL_UP: Final = """
 import base64, gzip, http.client, json, os, threading
@@ -52,13 +51,12 @@ print(json.dumps({"rows": rows, "compressed": compressed}))
 """
 
 
-def printed(namespace: Namespace, *arguments: str, grace_s: int = 30, shutdown_timeout: str = "25s") -> dict[str, Any]:
+def printed(namespace: Namespace, *arguments: str, shutdown_timeout: str = "25s") -> dict[str, Any]:
     """The README's pod with sidecar_app.py as its app."""
     [block] = blocks("yaml sidecar")
     text = "\n".join(block)
     for there, here in (
         ("https://api.tinybird.co", namespace.tinybird_url),
-        ("terminationGracePeriodSeconds: 30", f"terminationGracePeriodSeconds: {grace_s}"),
         ("value: 25s", f"value: {shutdown_timeout}"),
     ):
         assert text.count(there) == 1, there
@@ -72,8 +70,10 @@ def printed(namespace: Namespace, *arguments: str, grace_s: int = 30, shutdown_t
 
 
 def ready(namespace: Namespace, pod: dict[str, Any]) -> str:
-    """The name of the one pod of a Deployment, which is ready."""
-    namespace.apply(sidecar_pods.app_script(), sidecar_pods.deployment(pod))
+    """The name of the one pod of a Deployment, which is ready, and of which nobody was warned."""
+    namespace.apply(sidecar_pods.app_script())
+    workload = yaml.safe_dump(sidecar_pods.deployment(pod))
+    namespace.kubectl("apply", "--filename", "-", "--warnings-as-errors", stdin=workload)
     namespace.kubectl("rollout", "status", "deployment/app", "--timeout=60s")
     return sidecar_pods.the_pod(namespace)
 
@@ -84,10 +84,16 @@ def in_shell(namespace: Namespace, command: str, pod: str) -> str:
     return run("env", f"POD={pod}", f"NAMESPACE={namespace.name}", "bash", "-c", command)
 
 
-def test_a_deployment_delivers_and_an_init_container_after_the_sidecar_can_already_send(namespace: Namespace) -> None:
+def test_a_deployment_delivers_an_init_container_can_already_send_and_the_pods_account_is_hidden(
+    namespace: Namespace,
+) -> None:
+    run("kubectl", "label", "namespace", namespace.name, "pod-security.kubernetes.io/warn=restricted")
     pod = printed(namespace, "app")
     early = sidecar_pods.app("init", "--count", "3", name="early", env=pod["containers"][0]["env"])
     pod["initContainers"].append(early)
+    # What is not ours keeps to the standard here, so that any warning would be about the sidecar.
+    for each in (early, *pod["containers"]):
+        each["securityContext"] = pod["initContainers"][0]["securityContext"]
     namespace.apply(token_secret())
     name = ready(namespace, pod)
     assert sidecar_pods.accepted(namespace, name, "early") == ["init-1", "init-2", "init-3"]
@@ -98,6 +104,9 @@ def test_a_deployment_delivers_and_an_init_container_after_the_sidecar_can_alrea
     assert "All is well." in said[0]
     assert said[1] == ""  # it has not ended yet
     assert said[2] == "There are no dead letters.\n"
+    for container, empty in (("app", False), (SIDECAR, True)):
+        there = namespace.kubectl("exec", name, "--container", container, "--", "ls", ACCOUNT_DIR)
+        assert (there == "") is empty, container
 
 
 def test_a_job_completes_and_exactly_what_it_sent_has_arrived(namespace: Namespace) -> None:
@@ -119,57 +128,6 @@ def test_a_job_completes_without_tinybird_too_and_the_sidecar_tells_what_was_los
     assert len(sidecar_pods.accepted(namespace, name)) == 7
     assert "7 rows" in in_shell(namespace, blocks("sh sidecar")[0][1], name)
     assert namespace.rows() == []
-
-
-def test_each_row_with_a_2xx_arrives_when_a_pod_is_deleted_under_load(namespace: Namespace) -> None:
-    namespace.apply(token_secret())
-    name = ready(namespace, printed(namespace, "load", "--rate", "300"))
-    with sidecar_pods.followed(namespace, name) as log:
-        until("load", lambda: len(sidecar_pods.accepted(namespace, name)) > 300)
-        namespace.kubectl("delete", "deployment", "app", "--wait=false")
-    assert "# SIGTERM: end" in log
-    sidecar_pods.all_arrive(namespace, sidecar_pods.accepted_ids(log), at_least=300)
-
-
-def test_each_row_with_a_2xx_arrives_though_the_app_goes_on_until_it_is_killed(namespace: Namespace) -> None:
-    namespace.apply(token_secret())
-    name = ready(namespace, printed(namespace, "late", "--rate", "100", "--on-sigterm", "ignore", grace_s=5))
-    with sidecar_pods.followed(namespace, name) as log:
-        until("load", lambda: len(sidecar_pods.accepted(namespace, name)) > 100)
-        namespace.kubectl("delete", "deployment", "app", "--wait=false")
-    after = log[log.index("# SIGTERM: ignore") :]
-    # kubelet tells the sidecar to stop in the moment in which it kills the app, which may see a last answer.
-    assert len([line for line in after if line.startswith("# late-")]) <= 2, "the proxy ended before the app"
-    assert len(after) > 200
-    sidecar_pods.all_arrive(namespace, sidecar_pods.accepted_ids(log), at_least=300)
-
-
-def test_without_the_secret_the_app_runs_and_its_rows_wait_for_it(namespace: Namespace) -> None:
-    name = ready(namespace, printed(namespace, "app"))
-    until("some rows with a 2xx", lambda: len(ids := sidecar_pods.accepted(namespace, name)) > 20 and ids)
-    assert namespace.rows() == []
-    namespace.apply(token_secret())
-    ids = sidecar_pods.accepted(namespace, name)
-    # kubelet brings the Secret within a minute or so, and the proxy looks at the file every few seconds.
-    sidecar_pods.all_arrive(namespace, ids, at_least=20, timeout_s=120)
-
-
-def test_the_sidecar_keeps_to_the_restricted_standard_and_cannot_use_the_pods_account(namespace: Namespace) -> None:
-    run("kubectl", "label", "namespace", namespace.name, "pod-security.kubernetes.io/warn=restricted")
-    namespace.apply(token_secret())
-    pod = printed(namespace, "app")
-    # The app's part of the pod is not ours: it keeps to the standard here, so that any warning is the sidecar's.
-    pod["containers"][0]["securityContext"] = pod["initContainers"][0]["securityContext"]
-    namespace.apply(sidecar_pods.app_script())
-    said = namespace.kubectl(
-        "apply", "--filename", "-", "--warnings-as-errors", stdin=yaml.safe_dump(sidecar_pods.deployment(pod))
-    )
-    assert "created" in said
-    namespace.kubectl("rollout", "status", "deployment/app", "--timeout=60s")
-    name = sidecar_pods.the_pod(namespace)
-    directory = "/var/run/secrets/kubernetes.io/serviceaccount"
-    assert namespace.kubectl("exec", name, "--container", "app", "--", "ls", directory).split()
-    assert namespace.kubectl("exec", name, "--container", SIDECAR, "--", "ls", directory) == ""
 
 
 @pytest.mark.timeout(240)
