@@ -118,7 +118,7 @@ def test_while_pods_drain_more_load_cancels_the_drains(namespace: Namespace) -> 
     # 150 % of the target, in the three that are left.
     many = [f"many-{number}" for number in range(450)]
     namespace.spread(*many)
-    until("nobody drains", lambda: not _victims(namespace), timeout_s=40)
+    until("nobody drains", lambda: not _victims(namespace), timeout_s=80)
     until("five pods at work", lambda: _ready(namespace) == 5, timeout_s=60)
     assert namespace.pods() == pods
     assert set(victims) < set(pods)

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import yaml
 from tests.e2e import foreign_crds
 from tests.e2e.conftest import LABEL
 from tests.e2e.kubectl import OPERATOR_CHART, OPERATOR_VALUES, CommandFailed, Namespace, run, token_secret, until
 
+pytestmark = pytest.mark.timeout(240)
 _RIGHTS = "clusterroles,clusterrolebindings"
 
 

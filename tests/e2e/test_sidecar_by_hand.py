@@ -1,7 +1,9 @@
 """The README's sidecar by hand: as printed, but for the address, the app and its image."""
 
+import json
 from typing import Any, Final
 
+import pytest
 import yaml
 from tests.e2e import sidecar_pods
 from tests.e2e.kubectl import Namespace, run, token_secret, until
