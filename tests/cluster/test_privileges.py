@@ -120,6 +120,28 @@ def test_what_came_of_a_request_is_the_authorizers_word(more: dict[str, Any], ou
     assert use.outcome == outcome
 
 
+def _refused_at(second: int, *before: str) -> list[str]:
+    refused = entry("get", "secrets", code=403, at=f"2026-01-01T12:01:{second:02}.000000Z")
+    return [use.outcome for use in log(*before, refused).uses]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "second", "outcomes"),
+    [
+        ("operator", 200, 5, []),
+        ("operator", 200, 45, ["refused"]),
+        ("operator", 404, 5, ["refused"]),
+        ("other", 200, 5, ["refused"]),
+    ],
+)
+def test_what_is_refused_right_after_its_role_was_deleted_is_none(
+    name: str, code: int, second: int, outcomes: list[str]
+) -> None:
+    at = "2026-01-01T12:01:00.000000Z"
+    gone = entry("delete", "clusterroles", name=name, code=code, at=at, user="admin", group="rbac.authorization.k8s.io")
+    assert _refused_at(second, gone) == outcomes
+
+
 def test_the_test_of_a_namespace_is_its_field_manager() -> None:
     uri = "/api/v1/namespaces/e2e-1?fieldManager=test_of%5Bthis%5D"
     admin = {"user": "admin", "uri": uri, "name": "e2e-1", "namespace": "e2e-1"}

@@ -11,7 +11,7 @@ allowed is the API server's word, never our own reading of the rules.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +21,7 @@ from tests.e2e.kubectl import run
 TEST_ANNOTATION: Final = "tinybird-proxy.io/test"
 EVERYWHERE: Final = "*"
 _RBAC: Final = "roles,clusterroles,rolebindings,clusterrolebindings"
+_PODS_GO_WITHIN: Final = timedelta(seconds=30)
 _DECISION: Final = "authorization.k8s.io/decision"
 Object = Mapping[str, Any]
 
@@ -101,13 +102,17 @@ class Log:
 
 
 def read(lines: Iterable[str], service_account: str, since: datetime) -> Log:
-    """What ``namespace:name`` did since then, in the order in which each was done first."""
-    user = user_of(service_account)
+    """What ``namespace:name`` did since then, in the order in which each was done first.
+
+    Where a part is turned off or uninstalled its roles go a moment before its pods do: what it is refused then is none.
+    """
+    user, name = user_of(service_account), service_account.rpartition(":")[2]
+    turned_off_at: datetime | None = None
     found: dict[tuple[Access, str], Use] = {}
     tests: dict[str, str] = {}
     seen: set[str] = set()
     for line in lines:
-        if user not in line and '"namespaces"' not in line:
+        if user not in line and '"namespaces"' not in line and '"delete"' not in line:
             continue
         try:
             entry = json.loads(line)
@@ -115,11 +120,15 @@ def read(lines: Iterable[str], service_account: str, since: datetime) -> Log:
             continue  # the line that is being written
         _note_test(entry, tests)
         at = datetime.fromisoformat(entry["requestReceivedTimestamp"])
+        if _deletes_role(entry, name):
+            turned_off_at = at
         # A watch is told of when it begins and once more when it ends.
         if entry["user"]["username"] != user or at < since or entry["auditID"] in seen:
             continue
         seen.add(entry["auditID"])
         outcome = _outcome(entry)
+        if outcome == "refused" and turned_off_at is not None and at - turned_off_at < _PODS_GO_WITHIN:
+            continue
         message = "" if outcome == "allowed" else entry["responseStatus"].get("message", "")
         if outcome == "denied" and _is_namespace_ending(entry):
             outcome = "allowed"
@@ -150,6 +159,13 @@ def _outcome(entry: Object) -> Literal["allowed", "refused", "denied"]:
     is_403 = entry.get("responseStatus", {}).get("code") == 403
     decision = entry.get("annotations", {}).get(_DECISION, "forbid" if is_403 else "allow")
     return "refused" if decision == "forbid" else "denied" if is_403 else "allowed"
+
+
+def _deletes_role(entry: Object, name: str) -> bool:
+    asked = entry.get("objectRef") or {}
+    if entry["verb"] != "delete" or asked.get("resource") not in _RBAC.split(","):
+        return False
+    return str(asked.get("name", "")) == name and entry.get("responseStatus", {}).get("code") == 200
 
 
 def _is_namespace_ending(entry: Object) -> bool:
