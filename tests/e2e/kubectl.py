@@ -27,9 +27,6 @@ SECOND_TINYBIRD_TOKEN: Final = "p.second"
 SECRET_TIMEOUT_S: Final = 90
 _CLIENT: Final = (HERE / "client.py").read_text()
 _COMMAND_TIMEOUT_S: Final = 90
-# A look costs a tenth of a second of a processor, and a script in a pod more: five tests at a time that look three
-# times a second leave little for what they wait for.
-_EVERY_S: Final = 1.0 if "PYTEST_XDIST_WORKER" in os.environ else 0.3
 _T = TypeVar("_T")
 
 
@@ -45,7 +42,7 @@ def run(*command: str | Path, stdin: str | None = None, timeout_s: float = _COMM
     return done.stdout
 
 
-def until(what: str, ask: Callable[[], _T], *, timeout_s: float = 30.0, every_s: float = _EVERY_S) -> _T:
+def until(what: str, ask: Callable[[], _T], *, timeout_s: float = 30.0, every_s: float = 0.3) -> _T:
     """The first answer that is true. Fails with ``what`` and the last answer or error."""
     deadline = time.monotonic() + timeout_s
     while True:
