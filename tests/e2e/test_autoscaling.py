@@ -103,6 +103,8 @@ def _active(namespace: Namespace) -> str:
     return next((each["status"] for each in conditions if each["type"] == "ScalingActive"), "")
 
 
+# Alone, for it races the drains: on a busy machine the rows came so late that it was no race any more.
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_while_pods_drain_more_load_cancels_the_drains(namespace: Namespace) -> None:
     namespace.apply(token_secret(), _autoscaled(namespace, rows_per_pod=100, most=5, least=5))
