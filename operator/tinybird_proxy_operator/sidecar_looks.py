@@ -1,4 +1,4 @@
-"""Mode Sidecar: one look at a resource. It has no children but a PodMonitor: what it has to say is in its status."""
+"""Mode Sidecar: one look at a resource. It has no children: what it has to say is in its status."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

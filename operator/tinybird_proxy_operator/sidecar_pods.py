@@ -10,6 +10,7 @@ from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NotFoun
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.manifests.environment import admin_port
+from tinybird_proxy_operator.manifests.sidecar import ADMIN_PORT_NAME
 from tinybird_proxy_operator.names import INJECT_LABEL, INJECTED_LABEL, SIDECAR_CONTAINER, Reason, some
 from tinybird_proxy_operator.observed import ProxyReport, read_pod
 from tinybird_proxy_operator.pods import Pods
@@ -169,7 +170,7 @@ def admin_port_of(pod: Object, proxy: Proxy) -> int:
     for container in pod["spec"].get("initContainers") or []:
         if container.get("name") == SIDECAR_CONTAINER:
             for port in container.get("ports") or []:
-                if port.get("name") == "tbp-admin":
+                if port.get("name") == ADMIN_PORT_NAME:
                     found: int = port["containerPort"]
                     return found
     return admin_port(proxy.spec)

@@ -147,34 +147,29 @@ async def test_rows_that_are_not_delivered_are_told(cluster: Cluster) -> None:
     assert cluster.condition("BufferHealthy") == ("False", "NotDelivering")
 
 
-async def test_a_sidecar_that_ran_out_of_memory_is_told_with_what_it_held(cluster: Cluster) -> None:
+async def killed_with_40_rows(cluster: Cluster, reason: str) -> None:
+    """A sidecar that held so many at one look, and at the next one is another process."""
     cluster.secret()
     hash = (await look(cluster, {}))["sidecar"]["hash"]
     cluster.proxies.says = {"127.0.0.1": {**report(rows=40), "uptime_s": 100.0}}
     pod = app_pod(hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port)
     cluster.api.put(pod)
     await cluster.reconcile()
-    pod["status"]["initContainerStatuses"][0]["lastState"] = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    pod["status"]["initContainerStatuses"][0]["lastState"] = {"terminated": {"reason": reason, "exitCode": 137}}
     cluster.api.put(pod)
     cluster.proxies.says = {"127.0.0.1": {**report(), "uptime_s": 1.0}}
     cluster.clock.seconds += 10
     await cluster.reconcile()
+
+
+async def test_a_sidecar_that_ran_out_of_memory_is_told_with_what_it_held(cluster: Cluster) -> None:
+    await killed_with_40_rows(cluster, "OOMKilled")
     assert cluster.condition("BufferHealthy") == ("False", "OutOfMemory")
     assert "40 rows at the last look" in cluster.message("BufferHealthy")
 
 
 async def test_a_sidecar_that_was_killed_without_a_word_is_told_with_what_it_held(cluster: Cluster) -> None:
-    cluster.secret()
-    hash = (await look(cluster, {}))["sidecar"]["hash"]
-    cluster.proxies.says = {"127.0.0.1": {**report(rows=40), "uptime_s": 100.0}}
-    pod = app_pod(hash=hash, ip="127.0.0.1", admin_port=cluster.proxies.port)
-    cluster.api.put(pod)
-    await cluster.reconcile()
-    pod["status"]["initContainerStatuses"][0]["lastState"] = {"terminated": {"reason": "Error", "exitCode": 137}}
-    cluster.api.put(pod)
-    cluster.proxies.says = {"127.0.0.1": {**report(), "uptime_s": 1.0}}
-    cluster.clock.seconds += 10
-    await cluster.reconcile()
+    await killed_with_40_rows(cluster, "Error")
     assert cluster.condition("BufferHealthy") == ("False", "Killed")
     [told] = [message for _, reason, message in cluster.told() if reason == "Killed"]
     assert told.startswith("app-5d4-x1 was ended by force, status 137")

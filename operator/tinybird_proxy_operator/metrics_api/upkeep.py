@@ -32,7 +32,7 @@ from tinybird_proxy_operator.metrics_api.telemetry import Standing
 from tinybird_proxy_operator.serving.certificates import ends_at
 from tinybird_proxy_operator.serving.looks import Teller, look_again
 from tinybird_proxy_operator.serving.renewal import Issued
-from tinybird_proxy_operator.serving.secret import CertificateSecret
+from tinybird_proxy_operator.serving.secret import STALE, CertificateSecret
 from tinybird_proxy_operator.serving.tls import ServerTLS
 
 JUST_REGISTERED: Final = "Registered; whether the API server reaches it is seen at the next look."
@@ -100,11 +100,7 @@ class Upkeep:
             return "The API server's configuration was not read yet, so nobody can be known."
         if not self._tls.is_ready:
             return "There is no certificate yet."
-        if self._secret.is_stale:
-            return (
-                "The certificates could not be read for so long that others may have forgotten the one that is shown."
-            )
-        return None
+        return STALE if self._secret.is_stale else None
 
     async def _look_at_registration(self) -> None:
         settings = self._settings

@@ -1,10 +1,20 @@
 """Metrics and probes, over plain HTTP on a port of their own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+
+def certificate_expiry(prefix: str, ends_at: datetime | None, now: datetime) -> Iterator[GaugeMetricFamily]:
+    """The metric of the serving certificate; none while there is no certificate. ``prefix``: of its name."""
+    if ends_at is not None:
+        text = "Seconds until the serving certificate ends; it is renewed when two thirds of its life are over."
+        left_s = (ends_at - now).total_seconds()
+        yield GaugeMetricFamily(prefix + "certificate_expiry_seconds", text, value=left_s)
 
 
 def probes_app(

@@ -15,6 +15,8 @@ from tinybird_proxy_operator.names import FIELD_MANAGER, MANAGED_BY_LABEL
 from tinybird_proxy_operator.serving.certificates import ends_at
 from tinybird_proxy_operator.serving.renewal import Issued, Lifetimes, advance, from_data, to_data
 
+# Why a process is not ready, where the Secret ``is_stale``.
+STALE: Final = "The certificates could not be read for so long that others may have forgotten the one that is shown."
 _ATTEMPTS: Final = 2
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from tinybird_proxy_operator.serving.probes import probes_app
+from tinybird_proxy_operator.serving.probes import certificate_expiry, probes_app
 from tinybird_proxy_operator.webhook.injector import Result
 
 _PREFIX = "tinybird_proxy_webhook_"
@@ -57,10 +57,7 @@ class Telemetry(Collector):
         yield seconds
         text = "1 if the API server knows the CA of the certificate that is shown; see /readyz for why not."
         yield GaugeMetricFamily(_PREFIX + "registered", text, value=float(standing.registered))
-        if standing.certificate_ends_at is not None:
-            left_s = (standing.certificate_ends_at - self._utc_now()).total_seconds()
-            text = "Seconds until the serving certificate ends; it is renewed when two thirds of its life are over."
-            yield GaugeMetricFamily(_PREFIX + "certificate_expiry_seconds", text, value=left_s)
+        yield from certificate_expiry(_PREFIX, standing.certificate_ends_at, self._utc_now())
 
     def app(self) -> web.Application:
         """``/metrics``, ``/healthz``, ``/livez``, and ``/readyz``, which does not depend on being registered."""

@@ -15,7 +15,7 @@ from tinybird_proxy_operator.errors import Forbidden
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.serving.certificates import Pair, ends_at
 from tinybird_proxy_operator.serving.looks import PERIOD_S, Teller, look_again
-from tinybird_proxy_operator.serving.secret import CertificateSecret
+from tinybird_proxy_operator.serving.secret import STALE, CertificateSecret
 from tinybird_proxy_operator.serving.tls import ServerTLS
 from tinybird_proxy_operator.webhook.registration import KIND, owner, registered_bundle, with_bundle
 from tinybird_proxy_operator.webhook.settings import OwnCertificates, WebhookSettings
@@ -102,11 +102,7 @@ class OwnUpkeep(_Upkeep):
             return f"The {KIND} {self._own.configuration} is gone: the webhook was turned off."
         if not self._tls.is_ready:
             return "There is no certificate yet."
-        if self._secret.is_stale:
-            return (
-                "The certificates could not be read for so long that others may have forgotten the one that is shown."
-            )
-        return None
+        return STALE if self._secret.is_stale else None
 
     async def _look(self) -> None:
         own, where = self._own, (self._settings.namespace, self._settings.service)
