@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tests.operator.metrics_apis import ENV, Running, client_context, running
 
 from tinybird_proxy_operator.__main__ import main
-from tinybird_proxy_operator.metrics_api.command import CONFIGURATION_STATUS
+from tinybird_proxy_operator.serving.process import CONFIGURATION_STATUS
 
 
 def test_wrong_settings_are_told_before_anything_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tests.operator.test_webhook_upkeep import write
 from tests.operator.webhooks import ENV, SERVER_NAME, bundles, made_of, review, running
 
 from tinybird_proxy_operator.__main__ import main
-from tinybird_proxy_operator.webhook.command import CONFIGURATION_STATUS
+from tinybird_proxy_operator.serving.process import CONFIGURATION_STATUS
 
 
 def test_wrong_settings_are_told_before_anything_begins(monkeypatch: pytest.MonkeyPatch) -> None:

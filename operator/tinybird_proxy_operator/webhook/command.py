@@ -2,23 +2,19 @@
 
 import asyncio
 import logging
-import os
 import random
-import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
 
 import aiohttp
 import click
 from aiohttp import web
 
 from tinybird_proxy import __version__
-from tinybird_proxy_operator.errors import SettingsError
-from tinybird_proxy_operator.kube import Kube, kubernetes_connection
-from tinybird_proxy_operator.logs import set_up_logging
+from tinybird_proxy_operator.kube import Kube
+from tinybird_proxy_operator.serving import process
 from tinybird_proxy_operator.serving.connections import Limits
 from tinybird_proxy_operator.serving.listening import listen
 from tinybird_proxy_operator.serving.self_check import self_check
@@ -29,9 +25,6 @@ from tinybird_proxy_operator.webhook.settings import WebhookSettings, from_env
 from tinybird_proxy_operator.webhook.telemetry import Standing, Telemetry
 from tinybird_proxy_operator.webhook.upkeep import FileUpkeep, OwnUpkeep
 
-CONFIGURATION_STATUS: Final = 2
-# So long nothing comes to an end after SIGTERM, while the Service's endpoints and the nodes' rules forget the pod.
-UNREADY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -41,21 +34,7 @@ def webhook() -> None:
 
     Exit status 2: the settings are wrong.
     """
-    try:
-        settings = from_env(os.environ)
-    except SettingsError as error:
-        click.echo("The settings have problems:\n" + "\n".join(f"  {each}" for each in error.problems), err=True)
-        sys.exit(CONFIGURATION_STATUS)
-    set_up_logging(settings.log_level, settings.log_format)
-    asyncio.run(_connected(settings))
-
-
-async def _connected(settings: WebhookSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with kubernetes_connection(os.environ.get("KUBECONFIG")) as kube:
-        await serve(kube, settings, stop, unready_s=UNREADY_S)
+    process.run(from_env, partial(serve, unready_s=process.UNREADY_S))
 
 
 async def serve(
@@ -104,10 +83,9 @@ async def serve(
         )
         _log.info("started: version %s, TLS port %d, metrics port %d", __version__, port, metrics_port)
         started(port, metrics_port)
-        async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(upkeep.run())
-            await stop.wait()
-            keeping.cancel()
-        standing.not_ready = "It stops."
-        _log.info("stopping")
-        await asyncio.sleep(unready_s)
+
+        def stopping() -> None:
+            standing.not_ready = "It stops."
+            _log.info("stopping")
+
+        await process.keep_until(stop, upkeep.run, stopping=stopping, unready_s=unready_s)
