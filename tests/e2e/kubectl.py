@@ -218,6 +218,12 @@ class Namespace:
         statuses = self.client("spread", self.service_url(name), self.client_token(name), *ids)
         assert [status // 100 for status in statuses] == [2] * len(ids), statuses
 
+    def post_to_pod(self, pod: str, *ids: str, name: str = "events") -> None:
+        """``post``, to this pod and not to the Service."""
+        url = f"http://{self.get('pod', pod)['status']['podIP']}:8000"
+        statuses = self.client("post", url, self.client_token(name), *ids)
+        assert [status // 100 for status in statuses] == [2] * len(ids), statuses
+
     def pods_rows(self, proxy: str = "events") -> dict[str, int]:
         """Rows that each pod holds, as it says itself; the pods that run."""
         found = self.find("pods", f"tinybird-proxy.io/proxy={proxy}")
