@@ -2,6 +2,8 @@
 
 Each command prints one JSON document.
 
+    serve                  commands from stdin until it ends, each a line with a JSON list; for each a line with
+                           {"said": what the command would have printed} or {"failed": why}
     post URL TOKEN ID...   one row for each id; prints the statuses
     load URL TOKEN PAUSE_S posts rows, each of some clients one by one, until stdin ends; a number there is another
                            pause from then on; prints {"accepted": [id], "other": {what: count}}
@@ -31,6 +33,8 @@ REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=10)
 async def main(command: str, *args: str) -> Any:
     async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
         match command, args:
+            case "serve", ():
+                return await serve()
             case "post", (url, token, *ids):
                 return [await post_soon(session, url, token, each) for each in ids]
             case "load", (url, token, pause_s):
@@ -49,6 +53,15 @@ async def main(command: str, *args: str) -> Any:
                 async with session.get(url) as response:
                     return await answer(response)
     raise SystemExit(f"{command}: no such command, or other arguments")
+
+
+async def serve() -> None:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        try:
+            told = {"said": await main(*json.loads(line))}
+        except (SystemExit, aiohttp.ClientError, OSError) as error:
+            told = {"failed": f"{type(error).__name__}: {error}"}
+        print(json.dumps(told), flush=True)
 
 
 async def answer(response: aiohttp.ClientResponse) -> Any:

@@ -35,5 +35,6 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     made.kubectl("apply", "--filename", HERE / "tinybird.yaml")
     made.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/tinybird")
     yield made
+    made.leave()
     if not request.node.stash.get(_failed, False):
         run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--wait=false")

@@ -12,6 +12,8 @@ from tempfile import TemporaryFile
 from typing import Any, Final, TypeVar
 
 import yaml
+from tests.e2e import reading
+from tests.e2e.inside import Failed, Inside, command
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
@@ -25,7 +27,6 @@ TINYBIRD_TOKEN: Final = "p.admin"
 SECOND_TINYBIRD_TOKEN: Final = "p.second"
 # Elsewhere than in tests/cluster kubelet may look at mounted Secrets once a minute only.
 SECRET_TIMEOUT_S: Final = 90
-_CLIENT: Final = (HERE / "client.py").read_text()
 _COMMAND_TIMEOUT_S: Final = 90
 _T = TypeVar("_T")
 
@@ -94,6 +95,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = name
         self.tinybird_url = f"http://tinybird.{name}.svc:7181"
+        self._inside = Inside(name)
 
     def kubectl(self, *args: str | Path, stdin: str | None = None, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
         """What `kubectl` prints. Raises ``CommandFailed``."""
@@ -109,15 +111,17 @@ class Namespace:
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """An object. Raises ``CommandFailed`` if there is none."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output", "json"))
-        return found
+        try:
+            return reading.get(kind, self.name, name)
+        except reading.CannotRead as error:
+            raise CommandFailed(str(error)) from error
 
     def find(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """The objects of a kind."""
-        found: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "--selector", selector, "--output", "json"))[
-            "items"
-        ]
-        return found
+        """The objects of a kind. Raises ``CommandFailed`` if there is no such kind."""
+        try:
+            return reading.find(kind, self.name, selector)
+        except reading.CannotRead as error:
+            raise CommandFailed(str(error)) from error
 
     def patch(self, kind: str, name: str, patch: Any) -> None:
         """A merge patch, or a JSON patch if it is a list."""
@@ -197,8 +201,15 @@ class Namespace:
     # From inside of the cluster.
 
     def client(self, *args: str) -> Any:
-        """A command of client.py."""
-        return json.loads(self.kubectl("exec", "tinybird", "--", "python", "-c", _CLIENT, *args))
+        """A command of client.py. Raises ``CommandFailed``."""
+        try:
+            return self._inside.ask(*args, timeout_s=_COMMAND_TIMEOUT_S)
+        except Failed as error:
+            raise CommandFailed(f"{args[0]} in {self.name}: {error}") from error
+
+    def leave(self) -> None:
+        """No command comes any more."""
+        self._inside.end()
 
     def client_token(self, name: str = "events") -> str:
         """The token for apps, as the Secret has it."""
@@ -247,20 +258,9 @@ class Namespace:
     def load(self, *, pause_s: float = 0.02) -> Iterator["Load"]:
         """Rows without end meanwhile, by four clients that each wait so long after each row."""
         args = ("load", self.service_url(), self.client_token(), str(pause_s))
-        command = [
-            "kubectl",
-            "--namespace",
-            self.name,
-            "exec",
-            "--stdin",
-            "tinybird",
-            "--",
-            "python",
-            "-c",
-            _CLIENT,
-            *args,
-        ]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command(self.name, *args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             try:
                 yield (load := Load(process))
                 load.update(json.loads(process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]))

@@ -43,7 +43,8 @@ def _another_namespace(name: str) -> Iterator[Namespace]:
     run("kubectl", "create", "namespace", name)
     try:
         run("kubectl", "label", "namespace", name, LABEL)
-        yield Namespace(name)
+        yield (made := Namespace(name))
+        made.leave()
     finally:
         run("kubectl", "delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
