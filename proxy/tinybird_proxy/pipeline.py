@@ -281,7 +281,7 @@ class Pipeline:
     async def _supervise(self, destination: Destination) -> None:
         """Run a destination for ever: a task that died, or that ``watch`` ended, is restarted and counted."""
         while True:
-            sender = self._senders[destination.key] = self._loop.create_task(destination.run())
+            sender = self._senders[destination.key] = self._loop.create_task(destination.sender.run())
             try:
                 await asyncio.wait([sender])
             finally:
@@ -301,7 +301,7 @@ class Pipeline:
             await asyncio.sleep(interval_s)
             now, before, due = self.surroundings.now(), due, {}
             for key, destination in self._destinations.items():
-                if (turns := destination.turns_due(now)) is None:
+                if (turns := destination.sender.turns_due(now)) is None:
                     continue
                 due[key] = turns
                 if before.get(key) == turns and not self._senders[key].done():

@@ -209,6 +209,6 @@ async def test_nothing_spins_while_an_attempt_of_expired_rows_is_in_flight() -> 
         tinybird.will(hang())
         client.offer(numbered([1]))
         await asyncio.sleep(3)
-        turns = client.destination._turns
+        turns = client.destination.sender._turns
         await asyncio.sleep(1000)
-        assert client.destination._turns == turns  # nothing was due
+        assert client.destination.sender._turns == turns  # nothing was due

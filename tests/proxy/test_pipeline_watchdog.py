@@ -50,7 +50,7 @@ def restarts(pipeline: Pipeline) -> int:
 
 def lose_wake_ups(client: Client) -> None:
     """From now on the sender waits for an event that nobody sets."""
-    client.destination._wake = asyncio.Event()
+    client.destination.sender._wake = asyncio.Event()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -99,8 +99,8 @@ async def test_a_timer_that_never_fires_is_noticed_as_well(caplog: pytest.LogCap
         (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
         lose_wake_ups(hits)
-        hits.destination._wake.clear()
-        hits.destination._next_at = pipeline.surroundings.now() + 100  # as if it slept until then
+        hits.destination.sender._wake.clear()
+        hits.destination.sender._next_at = pipeline.surroundings.now() + 100  # as if it slept until then
         await asyncio.sleep(100)
         assert restarts(pipeline) == 0
         await asyncio.sleep(NOTICED_S)

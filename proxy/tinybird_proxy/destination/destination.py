@@ -1,39 +1,35 @@
-"""One destination at work: carries out what ``batch``, ``pacing`` and ``verdict`` answer.
+"""One destination: what it holds, how it stands with Tinybird, and what each verdict changes about that.
 
-What follows a refusal for good stands in ``splitting``, how rows leave in ``exits``.
+When something is sent stands in ``sender``, what follows a refusal for good in ``splitting``, how rows leave in
+``exits``.
 
-Items come in through ``put`` (synchronous, on the request's path); ``run`` is the task that freezes, sends and
-settles. Nothing that one destination does waits for another.
+Items come in through ``put`` (synchronous, on the request's path). Nothing that one destination does waits for another.
 """
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinybird_proxy.batch import DestinationKey, FrozenBatch, Trigger
 from tinybird_proxy.dead_letter import DeadLetter
-from tinybird_proxy.destination.attempts import Attempts, NoToken
 from tinybird_proxy.destination.chronicle import Chronicle
 from tinybird_proxy.destination.contact import FirstContact, end_contact
 from tinybird_proxy.destination.exits import Exits
 from tinybird_proxy.destination.expiry import Expiry
 from tinybird_proxy.destination.facts import make_facts
 from tinybird_proxy.destination.queue import BatchQueue
+from tinybird_proxy.destination.sender import Sender
 from tinybird_proxy.destination.splitting import Splitting
 from tinybird_proxy.destination.surroundings import Surroundings
-from tinybird_proxy.errors import UpstreamError
 from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import Ledger, LetterReason
 from tinybird_proxy.pacing import Pacing, State
 from tinybird_proxy.rows import Rows
 from tinybird_proxy.telemetry.logs import get_logger
 from tinybird_proxy.ticket import Buffered, Ticket
-from tinybird_proxy.verdict import Again, Decision, Denied, Held, Partial, Rejected, Settled, judge, judge_failure
+from tinybird_proxy.verdict import Again, Decision, Denied, Held, Partial, Rejected, Settled
 
 REFUSAL_S = 60.0
-# A timer may fire before its time by the clock's resolution: better a little late than a turn too many.
-_TIMER_SLACK_S = 0.001
 _log = get_logger("destination")
 
 
@@ -47,7 +43,7 @@ class Refusing:
 
 
 class Destination:
-    """Queue, pacing and ledger of one destination."""
+    """Queue, pacing and ledger of one destination. ``sender`` is its task, which somebody has to run."""
 
     def __init__(self, key: DestinationKey, surroundings: Surroundings, ledger: Ledger) -> None:
         """``ledger`` is empty, or goes on from where this destination was forgotten with dead letters."""
@@ -60,7 +56,6 @@ class Destination:
         self.lost_because = ""  # what stood in the way when the process ended
         self._s = surroundings
         self._queue = BatchQueue(key, surroundings.limits, surroundings.next_batch_id)
-        self._attempts = Attempts(key, surroundings)
         self._chronicle = Chronicle(key.name, surroundings.strangers_log)
         self._exits = Exits(
             key, surroundings, self._queue, ledger, self._chronicle, is_unconfirmed=lambda: self.unconfirmed
@@ -70,12 +65,19 @@ class Destination:
             self._queue, self._exits, surroundings, hold=self._hold_split, release=self._release, wake=self._wake_up
         )
         self._contact = FirstContact(self._queue, self._exits, ledger, surroundings.meters)
-        self._wake = asyncio.Event()
-        self._draining = False
         self._status: int | None = None  # of the last answer that was no success
         self._settled_at: float | None = None
-        self._turns = 0
-        self._next_at = math.inf
+        self.sender = Sender(
+            key,
+            surroundings,
+            queue=self._queue,
+            pacing=self.pacing,
+            expiry=self._expiry,
+            splitting=self._splitting,
+            expire=self._expire,
+            halve=self._halve,
+            carry_out=self._carry_out,
+        )
 
     # What the request's path asks and does: plain and synchronous.
 
@@ -114,7 +116,7 @@ class Destination:
         self.ledger.accepted += rows.row_count
         self.used_at = now
         if self._queue.add(rows, now, ticket, traceparent, vias):
-            self._wake.set()
+            self.sender.wake()
 
     def put_contact(self, rows: Rows, now: float, ticket: Ticket, traceparent: str | None, vias: str | None) -> None:
         """Send an item at once that nobody has promised anything about yet. ``keep_contact`` makes it a promise."""
@@ -122,7 +124,7 @@ class Destination:
         self._contact.begin(rows, now, ticket, traceparent, vias)
         self.used_at = now
         self.pacing.probe_now(now)
-        self._wake.set()
+        self.sender.wake()
 
     def keep_contact(self, ticket: Ticket) -> None:
         """Promise the first item after all: no verdict came in time, or none that refuses it."""
@@ -136,7 +138,7 @@ class Destination:
             self._s.letters.begin_replay(letter)
         self._queue.add_replay(items, now)
         self.used_at = now
-        self._wake.set()
+        self.sender.wake()
 
     # What the pipeline asks for.
 
@@ -145,31 +147,27 @@ class Destination:
         if self.pacing.state is State.HELD:
             self.pacing.probe_now(self._s.now())
         self.refusing = None
-        self._wake.set()
-
-    def turns_due(self, now: float) -> int | None:
-        """How many turns the task has taken, if the next one is due; None if it has nothing to do."""
-        return self._turns if self._wake.is_set() or now >= self._next_at else None
+        self.sender.wake()
 
     def give_up_refused(self) -> None:
         """Room is needed: what Tinybird never accepted and refuses becomes dead letters before its hour is over."""
         if self.refusing is not None and not self._queue.in_flight and not self._queue.splits:
             self._expiry.hurry()
-            self._expiry.expire(self._s.now(), self.pacing.reason, self.refusing.status)
+            self._expire(self._s.now())
 
     def flush_at_once(self, at_once: bool) -> None:
         """Whether what is open leaves as soon as it may, without waiting for company."""
         self._queue.flush_at_once = at_once
-        self._wake.set()
+        self.sender.wake()
 
     def drain(self, now: float, deadline: float) -> None:
         """Send everything until ``deadline``: freeze what is open, probe a hold once, let no pause outlast it."""
-        self._draining = True
+        self.sender.draining = True
         self.pacing.drain(now, deadline)
         self._splitting.drain()
         if self._queue.open is not None:
             self._queue.freeze_open(Trigger.DRAIN, now)
-        self._wake.set()
+        self.sender.wake()
 
     def abandon(self) -> None:
         """The process stops: count what is still here as lost, by reason, and tell who waits."""
@@ -191,108 +189,19 @@ class Destination:
             self._put_back(batch)
         self._splitting.interrupted()
 
-    # The task.
+    # What the sender asks for.
 
-    async def run(self) -> None:
-        """Freeze what is due, send what may be sent, sleep until something can happen. Runs until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                self._wake.clear()
-                delay_s = self._turn(group)
-                self._turns += 1
-                self._next_at = math.inf if delay_s is None else self._s.now() + delay_s
-                try:
-                    async with asyncio.timeout(delay_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-
-    def _turn(self, group: asyncio.TaskGroup) -> float | None:
-        """Begin what may begin now; return the seconds until the next turn, None if only an event can bring it."""
-        now, queue = self._s.now(), self._queue
+    def _expire(self, now: float) -> None:
+        """Give up on what is too old."""
         self._expiry.expire(now, self.pacing.reason, self.refusing.status if self.refusing is not None else None)
-        trigger = Trigger.DRAIN if self._draining or queue.flush_at_once else Trigger.INTERVAL
-        while self.pacing.ready_at(now, len(queue.in_flight)) <= now:
-            batch = self._next_batch(now, trigger)
-            if batch is None:
-                break
-            self.pacing.begin(now)
-            queue.begin(batch)
-            group.create_task(self._attempt(batch, now))
-        for batch in queue.take_fresh():
-            self._s.buffer.freeze(batch)
-            self._s.meters.batches[batch.trigger] += 1
-            if batch.id not in queue.in_flight:
-                group.create_task(self._compress(batch))
-        if (job := self._splitting.job(now)) is not None:
-            group.create_task(job)
-        due_at = self._next_turn_at(now)
-        return None if math.isinf(due_at) else max(0.0, due_at - now) + _TIMER_SLACK_S
 
-    def _next_batch(self, now: float, trigger: Trigger) -> FrozenBatch | None:
-        """A piece of what is being searched, or the next whole batch; in a drain whole ones first: they hold more."""
-        piece = self._splitting.next_piece(now)
-        if self._only_pieces or (piece is not None and not self._draining):
-            return piece
-        return self._queue.next_due(now, trigger) or piece
-
-    @property
-    def _only_pieces(self) -> bool:
-        """While a hold is probed with a batch that has to be split, nothing else is sent."""
-        return self.pacing.state is State.HELD and self._splitting.active is not None
-
-    def _next_turn_at(self, now: float) -> float:
-        """When something can happen by itself; infinity if only an event can bring it."""
-        queue = self._queue
-        ready_at = self.pacing.ready_at(now, len(queue.in_flight))
-        times = [self._expiry.next_at()]
-        if (piece_at := self._splitting.next_piece_at()) is not None:
-            times.append(max(ready_at, piece_at))
-        if (job_at := self._splitting.next_job_at()) is not None:
-            times.append(job_at)
-        if not self._only_pieces:
-            if queue.waiting:
-                times.append(ready_at)
-            elif queue.open is not None:
-                times.append(max(ready_at, queue.due_at()))
-        return min(times)
-
-    async def _compress(self, batch: FrozenBatch) -> None:
-        """Make the payload before it can be sent: a waiting batch is kept compressed."""
-        try:
-            await self._attempts.compress(batch)
-        except Exception:  # noqa: BLE001 - the attempt tries again; nothing may kill the destination's task
-            self._s.meters.internal_errors += 1
-            _log.warning("a batch could not be compressed; it stays as it is", exc_info=True)
-
-    async def _attempt(self, batch: FrozenBatch, started_at: float) -> None:
-        """One request with ``batch``, and what follows from it."""
-        decision: Decision
-        status: int | None = None
-        try:
-            await self._attempts.compress(batch)
-            if self._splitting.is_too_large(batch, started_at):
-                await self._halve(batch, started_at)
-                self._wake.set()
-                return
-            reply = await self._attempts.send(batch)
-            status = reply.status if reply.status >= 300 else None
-            upstream = self._s.upstream
-            decision = judge(reply, batch.row_count, counts_seen=upstream.counts_seen, now_utc=self._s.utc_now())
-        except UpstreamError as error:
-            decision = judge_failure(error)
-        except NoToken:
-            decision = Held("the file of TINYBIRD_TOKEN_FILE is not there yet")
-        except Exception as error:  # noqa: BLE001 - whatever broke, the batch must go back
-            self._s.meters.internal_errors += 1
-            _log.warning("an attempt broke inside the proxy; the batch is kept", exc_info=True)
-            decision = Again(f"an error inside the proxy ({type(error).__name__})", ambiguous=True)
-        await self._carry_out(decision, batch, started_at)
+    async def _carry_out(self, decision: Decision, status: int | None, batch: FrozenBatch, started_at: float) -> None:
+        """Do what follows from an attempt with ``batch``. ``status``: of a reply that was no success."""
+        await self._follow(decision, batch, started_at)
         if isinstance(decision, Again | Held | Denied) and self.pacing.reason == decision.reason:
             self._status = status  # of the answer that says why, not of a late one from before it
-        self._wake.set()
 
-    async def _carry_out(self, decision: Decision, batch: FrozenBatch, started_at: float) -> None:
+    async def _follow(self, decision: Decision, batch: FrozenBatch, started_at: float) -> None:
         now = self._s.now()
         match decision:
             case Settled():
@@ -396,7 +305,7 @@ class Destination:
             self._status = None
 
     def _wake_up(self) -> None:
-        self._wake.set()
+        self.sender.wake()
 
     def _hold(self, reason: str, batch: FrozenBatch, now: float, *, probe: bool = True, refused: bool = False) -> None:
         self.pacing.hold(now, reason, probe=probe)
