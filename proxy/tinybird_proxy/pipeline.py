@@ -1,10 +1,11 @@
-"""The pipeline: every destination, its task, and what they share.
+"""The pipeline: how rows get to their destinations, and what these share.
 
-``offer`` is the one way in, plain and synchronous. ``running`` owns the tasks; ``drain`` sends what is left.
+``offer`` is the one way in, plain and synchronous; ``drain`` sends what is left. ``supervisor`` owns the destinations
+and their tasks.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,15 +17,12 @@ from tinybird_proxy.health import DestinationFacts
 from tinybird_proxy.ledger import Ledger
 from tinybird_proxy.pacing import State
 from tinybird_proxy.rows import Rows
+from tinybird_proxy.supervisor import Supervisor
 from tinybird_proxy.telemetry.logs import fields, get_logger
 from tinybird_proxy.ticket import Buffered, Outcome
 from tinybird_proxy.waiting import Waiting
 
 CONTACT_WAIT_S = 1.0
-# What clients' own tokens that Tinybird has not confirmed may take of MAX_DESTINATIONS: guesses push nobody else out.
-UNCONFIRMED_SHARE = 0.5
-RESTART_DELAY_S = 1.0
-WATCH_INTERVAL_S = 5.0
 STOPPING = Refusal(503, "draining", "the proxy is stopping; send the same request again", 1)
 _DRAIN_REPORT_S = 2.0
 # A timer may fire before its time by the clock's resolution: no turns for nothing then.
@@ -43,40 +41,29 @@ class PipelineLimits:
 
 
 class Pipeline:
-    """Owns the destinations. Enter ``running`` before the first ``offer``."""
+    """Takes rows and tells what becomes of them. Enter ``running`` before the first ``offer``."""
 
     def __init__(self, surroundings: Surroundings, limits: PipelineLimits) -> None:
         self.surroundings = surroundings
         self.limits = limits
+        self.supervisor = Supervisor(surroundings, limits.max_destinations)
         self.waiter_count = 0
         self._buffer = surroundings.buffer
         self._meters = surroundings.meters
-        self._destinations: dict[DestinationKey, Destination] = {}
-        self._tasks: dict[DestinationKey, asyncio.Task[None]] = {}
-        self._senders: dict[DestinationKey, asyncio.Task[None]] = {}
-        self._group: asyncio.TaskGroup | None = None
         self._taking = False  # from ``running`` until ``drain`` or the end: later nobody would send what is promised
         self._flush_at_once = False
-        self._forgotten = Ledger()
-        self._with_letters: dict[DestinationKey, Ledger] = {}  # of destinations forgotten while they had dead letters
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pipeline"]:
-        """Own every task until the end; what is still buffered then is counted as lost by ``abandon``."""
-        async with asyncio.TaskGroup() as group:
-            self._group, self._taking = group, True
+        """Take rows and own every task until the end; what is still buffered then is counted as lost."""
+        async with self.supervisor.running():
+            self._taking = True
             try:
                 yield self
             finally:
-                self._group, self._taking = None, False
-                for task in self._tasks.values():
-                    task.cancel()
-                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-                for destination in self._destinations.values():
-                    destination.abandon()
-                self.surroundings.letters.lose_all()
+                self._taking = False
 
     # A request's way in.
 
@@ -94,7 +81,7 @@ class Pipeline:
         """Take ``rows`` (at least one) or refuse them. None: taken and promised, nothing to wait for."""
         if not self._taking:
             return STOPPING
-        destination = self._destinations.get(key) or self._make(key)
+        destination = self.supervisor.known.get(key) or self._make(key)
         if isinstance(destination, Refusal):
             return destination
         if destination.refusing is not None and (refusing := destination.refusal(now)) is not None:
@@ -123,7 +110,7 @@ class Pipeline:
 
     def is_confirmed(self, key: DestinationKey) -> bool:
         """Whether Tinybird has answered this destination with 2xx, so that no request of its has to be waited for."""
-        destination = self._destinations.get(key)
+        destination = self.supervisor.known.get(key)
         return destination is not None and destination.pacing.confirmed
 
     async def hear(self, waiting: Waiting) -> Outcome:
@@ -173,7 +160,7 @@ class Pipeline:
             return Standing.UNCONFIRMED
         if not destination.delivering:
             return Standing.NOT_DELIVERING
-        over = is_over_share(*destination.held(), len(self._destinations), self.limits.capacity)
+        over = is_over_share(*destination.held(), len(self.supervisor.known), self.limits.capacity)
         return Standing.OVER_SHARE if over else Standing.DELIVERING
 
     def _with_retry_after(self, refusal: Refusal, now: float) -> Refusal:
@@ -186,58 +173,13 @@ class Pipeline:
         )
         return Refusal(refusal.status, refusal.reason, refusal.message, after_s)
 
-    # Destinations and their tasks.
-
     def _make(self, key: DestinationKey) -> Destination | Refusal:
-        if not self._has_place(key):
+        destination = self.supervisor.make(key)
+        if destination is None:
             message = "too many destinations at once (MAX_DESTINATIONS); send the same request again later"
             return self._with_retry_after(Refusal(503, "destinations", message), self.surroundings.now())
-        if self._group is None:
-            return STOPPING
-        ledger = self._with_letters.pop(key) if key in self._with_letters else Ledger()
-        destination = Destination(key, self.surroundings, ledger)
         destination.flush_at_once(self._flush_at_once)
-        self._destinations[key] = destination
-        self._tasks[key] = self._group.create_task(self._supervise(destination))
         return destination
-
-    def _has_place(self, key: DestinationKey) -> bool:
-        """Whether one more may be known, if need be because an idle one was forgotten: strangers first."""
-        most = self.limits.max_destinations
-        strangers = [destination for destination in self._destinations.values() if destination.unconfirmed]
-        if key.token is not None and len(strangers) >= max(1.0, most * UNCONFIRMED_SHARE):
-            return self._forget_one(strangers)
-        if len(self._destinations) < most:
-            return True
-        return self._forget_one(strangers) or self._forget_one(self._destinations.values())
-
-    def _forget_one(self, candidates: Iterable[Destination]) -> bool:
-        """Make room: forget the one of ``candidates`` that was not used for longest, if it is idle or refused.
-
-        What a refused one still holds becomes dead letters, before their hour is over.
-        """
-        by_use = sorted(candidates, key=lambda destination: destination.used_at)
-        oldest = next((destination for destination in by_use if destination.idle), None)
-        if oldest is None:
-            for destination in by_use:
-                destination.give_up_refused()
-                if destination.idle:
-                    oldest = destination
-                    break
-        if oldest is None:
-            return False
-        self._with_letters[oldest.key] = oldest.ledger
-        self._forget_ledgers()
-        del self._destinations[oldest.key]
-        self._senders.pop(oldest.key, None)
-        self._tasks.pop(oldest.key).cancel()
-        return True
-
-    def _forget_ledgers(self) -> None:
-        """Sum up the ledgers of forgotten destinations that no dead letter refers to any more."""
-        letters = self.surroundings.letters
-        for key in [key for key in self._with_letters if not letters.held_rows(key)]:
-            self._forgotten.add(self._with_letters.pop(key))
 
     # Dead letters.
 
@@ -261,7 +203,7 @@ class Pipeline:
         ]
         row_count = sum(rows.row_count for rows, _ in items)
         size_bytes = sum(len(rows.body) + 1 for rows, _ in items)
-        destination = self._destinations.get(key) or (self._make(key) if self._taking else STOPPING)
+        destination = self.supervisor.known.get(key) or (self._make(key) if self._taking else STOPPING)
         if not self._taking or isinstance(destination, Refusal):
             outcome.no_room_rows += row_count
             return
@@ -276,37 +218,7 @@ class Pipeline:
             outcome.replayed_letters += len(items)
             outcome.replayed_rows += row_count
 
-    # The tasks.
-
-    async def _supervise(self, destination: Destination) -> None:
-        """Run a destination for ever: a task that died, or that ``watch`` ended, is restarted and counted."""
-        while True:
-            sender = self._senders[destination.key] = self._loop.create_task(destination.sender.run())
-            try:
-                await asyncio.wait([sender])
-            finally:
-                sender.cancel()
-                await asyncio.gather(sender, return_exceptions=True)
-            error = None if sender.cancelled() else sender.exception()
-            self._meters.sender_restarts += 1
-            what = "a sender died and is restarted; its rows are kept"
-            _log.error(what, extra=fields(data_source=destination.key.name), exc_info=error)
-            destination.recover_in_flight()
-            await asyncio.sleep(RESTART_DELAY_S)
-
-    async def watch(self, interval_s: float = WATCH_INTERVAL_S) -> None:
-        """End senders that stand still: one whose turn was due at two looks in a row, and that has not taken it."""
-        due: dict[DestinationKey, int] = {}
-        while True:
-            await asyncio.sleep(interval_s)
-            now, before, due = self.surroundings.now(), due, {}
-            for key, destination in self._destinations.items():
-                if (turns := destination.sender.turns_due(now)) is None:
-                    continue
-                due[key] = turns
-                if before.get(key) == turns and not self._senders[key].done():
-                    _log.error("a sender stands still", extra=fields(data_source=key.name))
-                    self._senders[key].cancel()
+    # What happens around it.
 
     def after_settling(self) -> None:
         """A batch settled: whoever watches the buffer empty should look."""
@@ -314,7 +226,7 @@ class Pipeline:
 
     def probe_all(self) -> None:
         """A token changed: no hold waits any longer."""
-        for destination in self._destinations.values():
+        for destination in self.supervisor.known.values():
             destination.probe_now()
 
     def flush_at_once(self, at_once: bool) -> None:
@@ -323,7 +235,7 @@ class Pipeline:
         What Tinybird holds up, it still does: unlike ``drain`` this has no deadline, and so all the time it takes.
         """
         self._flush_at_once = at_once
-        for destination in self._destinations.values():
+        for destination in self.supervisor.known.values():
             destination.flush_at_once(at_once)
 
     # The end.
@@ -336,7 +248,7 @@ class Pipeline:
         """
         self._taking = False
         now = self.surroundings.now()
-        for destination in list(self._destinations.values()):
+        for destination in list(self.supervisor.known.values()):
             destination.drain(now, deadline)
         stopping = asyncio.ensure_future(stop_now.wait())
         try:
@@ -345,7 +257,7 @@ class Pipeline:
                 left = self.buffered_rows()
                 report(left)
                 now = self.surroundings.now()
-                if not any(not destination.idle for destination in self._destinations.values()):
+                if not any(not destination.idle for destination in self.supervisor.known.values()):
                     return
                 if now >= deadline or stop_now.is_set():
                     return
@@ -365,29 +277,23 @@ class Pipeline:
 
     def destinations(self) -> list[Destination]:
         """Every destination now known."""
-        return list(self._destinations.values())
+        return list(self.supervisor.known.values())
 
     def facts(self) -> list[DestinationFacts]:
         """How each destination stands."""
-        return [destination.facts() for destination in self._destinations.values()]
+        return [destination.facts() for destination in self.supervisor.known.values()]
 
     def buffered_rows(self) -> int:
         """Promised rows in the buffer, counted from the batches themselves."""
-        return sum(destination.buffered_rows() for destination in self._destinations.values())
+        return sum(destination.buffered_rows() for destination in self.supervisor.known.values())
 
     def ledger(self) -> Ledger:
         """The ledger of all destinations, the forgotten ones included."""
-        total = Ledger()
-        total.add(self._forgotten)
-        for ledger in self._with_letters.values():
-            total.add(ledger)
-        for destination in self._destinations.values():
-            total.add(destination.ledger)
-        return total
+        return self.supervisor.ledger()
 
     def oldest_age_s(self) -> float | None:
         """Age of the oldest row in the buffer."""
-        times = [at for destination in self._destinations.values() if (at := destination.oldest_at()) is not None]
+        times = [at for destination in self.supervisor.known.values() if (at := destination.oldest_at()) is not None]
         return self.surroundings.now() - min(times) if times else None
 
     def seconds_to_drain(self) -> float | None:
@@ -403,11 +309,11 @@ class Pipeline:
 
         Both equations of each destination against what is really there, and the buffer's own count against the batches.
         """
-        self._forget_ledgers()
+        self.supervisor.forget_ledgers()
         self.surroundings.letters.tell()
         letters, off = self.surroundings.letters, 0
         rows = size_bytes = strange_rows = strange_bytes = 0
-        for destination in self._destinations.values():
+        for destination in self.supervisor.known.values():
             here = destination.held()
             rows, size_bytes = rows + here[0], size_bytes + here[1]
             if destination.unconfirmed:
@@ -415,7 +321,7 @@ class Pipeline:
             key, ledger = destination.key, destination.ledger
             off += _complain(key.name, "buffer", ledger.imbalance(destination.buffered_rows()))
             off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
-        for key, ledger in self._with_letters.items():
+        for key, ledger in self.supervisor.with_letters.items():
             off += _complain(key.name, "buffer", ledger.imbalance(0))
             off += _complain(key.name, "dead letters", ledger.letters_imbalance(letters.held_rows(key)))
         off += _complain("(all)", "dead letters", self.ledger().letters_imbalance(letters.held_rows()))

@@ -58,7 +58,7 @@ async def test_whenever_the_task_dies_no_row_is_lost_and_only_those_in_doubt_may
         for _ in range(RESTARTS):
             await asyncio.sleep(chance.uniform(0.3, 6))
             if chance.random() < 0.6:
-                pipeline._senders[client.key].cancel()  # as the watchdog does
+                pipeline.supervisor._senders[client.key].cancel()  # as the watchdog does
             if chance.random() < 0.3:
                 await pipeline.replay(LetterFilter())
             assert nothing_is_off(client)

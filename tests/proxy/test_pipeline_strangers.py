@@ -246,8 +246,8 @@ async def newcomers(pipeline: Pipeline, count: int, *, between_s: float, tries: 
 
 def check_nothing_leaks(pipeline: Pipeline, guesser: Guesser, tinybird: FakeUpstream) -> None:
     assert len(pipeline.destinations()) <= MAX_DESTINATIONS
-    assert len(pipeline._tasks) == len(pipeline.destinations())
-    assert len(pipeline._with_letters) <= len(list(pipeline.surroundings.letters.select()))
+    assert len(pipeline.supervisor._tasks) == len(pipeline.destinations())
+    assert len(pipeline.supervisor.with_letters) <= len(list(pipeline.surroundings.letters.select()))
     assert guesser.most_tasks < 8 * MAX_DESTINATIONS
     assert not [row for row in tinybird.taken() if row["n"] >= 1_000_000]
     assert imbalances(pipeline) == []
@@ -269,7 +269,7 @@ async def test_a_guesser_takes_nothing_and_keeps_nobody_out(status: int) -> None
         assert sorted(numbers_of(tinybird.taken())) == list(range(20))
         assert (pipeline.ledger().accepted, pipeline.ledger().delivered) == (20, 20)
         assert pipeline.surroundings.buffer.occupancy == Occupancy()
-        assert pipeline._with_letters == {}
+        assert pipeline.supervisor.with_letters == {}
         check_nothing_leaks(pipeline, guesser, tinybird)
 
 
@@ -364,7 +364,7 @@ async def test_a_guesser_during_an_outage_is_bounded_and_what_it_was_promised_en
         # Whoever deletes the letters frees the last trace of the destinations.
         delete_letters(pipeline)
         await guesser.run(10)
-        assert pipeline._with_letters == {}
+        assert pipeline.supervisor.with_letters == {}
         assert pipeline.check_ledger() == 0
 
 
@@ -385,7 +385,7 @@ async def test_guessed_names_with_our_own_token_take_nothing_either() -> None:
         await asyncio.sleep(3)
         assert pipeline.ledger().accepted == 1001
         assert len(pipeline.destinations()) <= MAX_DESTINATIONS
-        assert len(pipeline._tasks) == len(pipeline.destinations())
+        assert len(pipeline.supervisor._tasks) == len(pipeline.destinations())
         assert imbalances(pipeline) == []
 
 

@@ -11,7 +11,8 @@ from blockbuster import blockbuster_ctx
 from tinybird_proxy.batch import FrozenBatch
 from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.pacing import State
-from tinybird_proxy.pipeline import RESTART_DELAY_S, WATCH_INTERVAL_S, Pipeline
+from tinybird_proxy.pipeline import Pipeline
+from tinybird_proxy.supervisor import RESTART_DELAY_S, WATCH_INTERVAL_S
 from tinybird_proxy.testing.fake_upstream import FakeUpstream, Script, after, reply, unreachable
 from tinybird_proxy.testing.pipelines import Client, Setup, confirmed, imbalances, numbered, numbers_of
 
@@ -32,7 +33,7 @@ async def watched(tinybird: FakeUpstream, setup: Setup | None = None) -> AsyncIt
     """A pipeline with its watchdog; in the end nothing is missing anywhere."""
     try:
         async with (setup or Setup()).pipeline(tinybird).running() as pipeline:
-            watching = asyncio.create_task(pipeline.watch())
+            watching = asyncio.create_task(pipeline.supervisor.watch())
             yield pipeline
             assert not watching.done()
             watching.cancel()

@@ -205,7 +205,7 @@ async def running(
                 lambda: watch_files(secrets.files),
                 lambda: watch_loop(meters, now, process_cpu_s),
                 lambda: check_ledger(pipeline),
-                pipeline.watch,
+                pipeline.supervisor.watch,
             )
         )
         if self_metrics is not None:
