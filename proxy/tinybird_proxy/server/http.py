@@ -6,23 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import HttpVersion10, StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
-from tinybird_proxy.server import answers
+from tinybird_proxy.server import answers, heads
 from tinybird_proxy.server.responses import Ending, LastResponse, respond, whole
 from tinybird_proxy.telemetry.logs import get_logger
 
-NOT_HTTP: Final = "the request is not valid HTTP"
-MAX_HEADERS: Final = 128
 # A close with bytes unread resets the connection, and a reset can take away the answer that the client has not read.
 LINGER_S: Final = 1.0
 # The rest of a body that was refused is read and thrown away for so long, so that the client sees the answer.
 UNREAD_S: Final = 5.0
 _HEAD_END: Final = b"\r\n\r\n"
-_TOO_MANY_HEADERS: Final = "Too many headers received"
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Lane = Callable[[RawRequestMessage, StreamReader], bytes | None]
 _log = get_logger("server")
@@ -41,10 +37,6 @@ class ConnectionLimits:
     send_timeout_s: float
     keepalive_timeout_s: float
     max_age_s: float
-
-
-class HeadRefused(Exception):
-    """A head that is too large or too slow; the text is for the client."""
 
 
 class BodyNotHttp(Exception):
@@ -88,7 +80,7 @@ class Connection(Ending):
             keepalive_timeout=limits.keepalive_timeout_s,
             max_line_size=limits.max_header_bytes,
             max_field_size=limits.max_header_bytes,
-            max_headers=MAX_HEADERS,
+            max_headers=heads.MAX_HEADERS,
             auto_decompress=False,
             lingering_time=UNREAD_S,
             **kwargs,
@@ -201,7 +193,7 @@ class Connection(Ending):
         if self._head_timer is None:
             self._head_timer = self._loop.call_later(self.limits.header_timeout_s, self._head_too_slow)
         if self._head_bytes > self.limits.max_header_bytes:
-            self._refuse_head(431, self._too_large())
+            self._refuse_head(431, heads.too_large(self.limits.max_header_bytes))
 
     def _look_at_messages(self, data: bytes, new: int) -> None:
         may_be_large = self._head_bytes + len(data) > self.limits.max_header_bytes
@@ -211,14 +203,14 @@ class Connection(Ending):
             if not isinstance(message, RawRequestMessage):
                 self._deaf = True
                 return
-            if may_be_large and _head_size(message) > self.limits.max_header_bytes:
+            if may_be_large and heads.size_bytes(message) > self.limits.max_header_bytes:
                 self._drop_behind(position)
-                self._refuse_head(431, self._too_large())
+                self._refuse_head(431, heads.too_large(self.limits.max_header_bytes))
                 return
             if not message.chunked and "Transfer-Encoding" in message.headers:
                 # Empty, for one. aiohttp goes by the length then, and others may not.
                 self._drop_behind(position)
-                self._refuse_head(400, NOT_HTTP)
+                self._refuse_head(400, heads.NOT_HTTP)
                 return
             # aiohttp parses what comes behind an upgrade out of our sight; HTTP/1.0 knows nothing of chunks.
             self._is_final |= message.upgrade or (message.chunked and message.version == HttpVersion10)
@@ -270,22 +262,13 @@ class Connection(Ending):
             self._head_timer = None
 
     def _head_too_slow(self) -> None:
-        timeout_s = self.limits.header_timeout_s
-        self._refuse_head(
-            408, f"the head of the request did not end within {timeout_s:g} s (HEADER_TIMEOUT); send it again"
-        )
-
-    def _too_large(self) -> str:
-        return (
-            "the head of the request (its first line and its headers) is larger than "
-            f"{self.limits.max_header_bytes} bytes (MAX_HEADER_BYTES)"
-        )
+        self._refuse_head(408, heads.too_slow(self.limits.header_timeout_s))
 
     def _refuse_head(self, status: int, text: str) -> None:
         """Put the refusal in line behind what is under way, as the parser's complaints are."""
         self._head_ended()
         self._deaf = True
-        refused = HeadRefused(text)
+        refused = heads.HeadRefused(text)
         self._messages.append((_ErrInfo(status=status, exc=refused, message=text), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -341,20 +324,10 @@ class Connection(Ending):
             _log.error("a request broke inside the proxy; the client was told 500", exc_info=exc)
             text = "an error inside the proxy; nothing of this request was taken"
             return respond(answers.error(status, text, close=True), request)
-        status, text = self._complaint(status, exc)
+        status, text = heads.complaint(status, exc, self.limits.max_header_bytes)
         response = whole(answers.error(status, text), LastResponse)
         response.force_close()
         return response
-
-    def _complaint(self, status: int, exc: BaseException | None) -> tuple[int, str]:
-        """What the client is told of a head that is not taken."""
-        if isinstance(exc, HeadRefused):
-            return status, str(exc)
-        if isinstance(exc, LineTooLong):
-            return 431, self._too_large()
-        if isinstance(exc, BadHttpMessage) and exc.message == _TOO_MANY_HEADERS:
-            return 431, f"the request has more than {MAX_HEADERS} headers"
-        return status, NOT_HTTP
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """aiohttp would log the exception's text, in which headers may stand."""
@@ -374,12 +347,6 @@ async def _ends(body: StreamReader) -> bool:
     except Exception:  # noqa: BLE001 - what is wrong with it does not matter any more
         return True
     return True
-
-
-def _head_size(message: RawRequestMessage) -> int:
-    """Bytes of a head as it came, without spaces around values."""
-    fields = sum(len(name) + len(value) + len(": \r\n") for name, value in message.raw_headers)
-    return len(message.method) + len(message.path) + len("  HTTP/1.1\r\n\r\n") + fields
 
 
 class HttpServer(web.Server):

@@ -12,7 +12,8 @@ from aiohttp import HttpVersion11, web
 from tinybird_proxy import codec, rows
 from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.rows import Rows
-from tinybird_proxy.server.http import NOT_HTTP, BodyNotHttp
+from tinybird_proxy.server.heads import NOT_HTTP
+from tinybird_proxy.server.http import BodyNotHttp
 
 # Bodies up to this size need no reservation, so that a few slow uploads cannot refuse the small clients.
 UNRESERVED_BYTES: Final = 64 * 1024
