@@ -26,19 +26,14 @@ from typing import Final
 
 from aiohttp import web
 
-from tinybird_proxy_operator.testing.field_owners import (
-    Object,
-    drop,
-    entries_of,
-    fields_of,
-    leaves,
-    manager_of,
-    merged,
-    owned_by,
-    paths_of,
-    value_at,
-    with_ports_beside,
-    with_webhooks_of,
+from tinybird_proxy_operator.testing.field_owners import Object, fields_of, owned_by
+from tinybird_proxy_operator.testing.patches import (
+    Refused,
+    applied,
+    check_precondition,
+    finalizers_of,
+    merge_patched,
+    scale_of,
 )
 from tinybird_proxy_operator.testing.served import KINDS, Served, kubeconfig, selector
 
@@ -73,13 +68,6 @@ class _Fault:
     message: str
     retry_after_s: int | None
     done_first: bool
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, message: str, cause: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.cause = cause
 
 
 @dataclass(slots=True)
@@ -176,7 +164,7 @@ class FakeApi:
         if fault is None or fault.done_first:
             try:
                 status, answer = self._answer(asked)
-            except _Refused as refused:
+            except Refused as refused:
                 status, answer = refused.status, _status(refused.status, str(refused), refused.cause)
         if fault is None:
             return web.json_response(answer, status=status)
@@ -203,17 +191,17 @@ class FakeApi:
             (name for name, k in self.kinds.items() if (k.api_version, k.plural) == (version, match["plural"])), None
         )
         if match is None or kind is None:
-            raise _Refused(404, "the server could not find the requested resource")
+            raise Refused(404, "the server could not find the requested resource")
         namespace, name, sub = match["namespace"], match["name"], match["sub"]
         known = self.kinds[kind]
         if (sub == "status" and not known.has_status) or (sub == "scale" and not known.has_scale):
-            raise _Refused(404, "the server could not find the requested resource")
+            raise Refused(404, "the server could not find the requested resource")
         if sub not in (None, "status", "scale") and (kind, sub, asked.method) != ("Pod", "eviction", "POST"):
-            raise _Refused(501, f"the fake has no subresource {sub}")
+            raise Refused(501, f"the fake has no subresource {sub}")
         if name is None and asked.method == "GET":
             return 200, self._list(kind, namespace, asked.query)
         if namespace is None and known.namespaced:
-            raise _Refused(405, "the server does not allow this method on the requested resource")
+            raise Refused(405, "the server does not allow this method on the requested resource")
         body = copy.deepcopy(asked.body) or {}
         namespace = namespace or ""
         if name is None and asked.method == "POST" and kind in self.reviews:
@@ -222,38 +210,38 @@ class FakeApi:
         if name is None and asked.method == "POST":
             return 201, self._create(kind, namespace, body, asked.query)
         if name is None:
-            raise _Refused(405, "the server does not allow this method on the requested resource")
+            raise Refused(405, "the server does not allow this method on the requested resource")
         key = (kind, namespace, name)
         if asked.method == "PATCH" and asked.content_type == "application/apply-patch+yaml":
             return self._apply(key, sub, body, asked.query)
         if asked.method == "PUT" and kind == "Lease" and sub is None:
             return self._replace(key, body, asked.query)
         if (old := self._objects.get(key)) is None:
-            raise _Refused(404, f'{known.plural} "{name}" not found')
+            raise Refused(404, f'{known.plural} "{name}" not found')
         if asked.method == "GET":
-            return 200, _scale_of(old, reading=True) if sub == "scale" else copy.deepcopy(old)
+            return 200, scale_of(old, reading=True) if sub == "scale" else copy.deepcopy(old)
         if asked.method == "PATCH" and asked.content_type == "application/merge-patch+json":
             return 200, self._merge(key, sub, old, body, asked.query)
         if asked.method == "DELETE" and sub is None:
             return 200, self._delete(key, old, body)
         if sub == "eviction":
             if (body.get("apiVersion"), body.get("kind")) != ("policy/v1", "Eviction"):
-                raise _Refused(400, "the body is no policy/v1 Eviction")
+                raise Refused(400, "the body is no policy/v1 Eviction")
             return 201, self._delete(key, old, body.get("deleteOptions") or {})
-        raise _Refused(501, f"the fake has no {asked.method} of {asked.content_type} for {asked.path}")
+        raise Refused(501, f"the fake has no {asked.method} of {asked.content_type} for {asked.path}")
 
     def _list(self, kind: str, namespace: str | None, query: dict[str, str]) -> Object:
         if unknown := set(query) - {"labelSelector", "limit", "continue", "resourceVersion"}:
-            raise _Refused(501, f"the fake has no {sorted(unknown)}")
+            raise Refused(501, f"the fake has no {sorted(unknown)}")
         if token := query.get("continue"):
             if token not in self._pages:
-                raise _Refused(410, "The provided continue parameter is too old")
+                raise Refused(410, "The provided continue parameter is too old")
             found = self._pages.pop(token)
         else:
             try:
                 matches = selector(query.get("labelSelector", ""))
             except ValueError as error:
-                raise _Refused(501, str(error)) from error
+                raise Refused(501, str(error)) from error
             found = [
                 {name: value for name, value in copy.deepcopy(each).items() if name not in ("kind", "apiVersion")}
                 for key, each in sorted(self._objects.items())
@@ -270,14 +258,14 @@ class FakeApi:
         self._check(kind, body)
         metadata = body["metadata"]
         if not metadata.get("name"):
-            raise _Refused(501, "the fake has no generateName")
+            raise Refused(501, "the fake has no generateName")
         key = (kind, namespace, metadata["name"])
         if metadata.get("namespace", namespace) != namespace:
-            raise _Refused(400, "the namespace of the provided object does not match the namespace sent on the request")
+            raise Refused(400, "the namespace of the provided object does not match the namespace sent on the request")
         if "uid" in metadata or "resourceVersion" in metadata:
-            raise _Refused(400, "uid and resourceVersion must not be set on objects to be created")
+            raise Refused(400, "uid and resourceVersion must not be set on objects to be created")
         if key in self._objects:
-            raise _Refused(409, f'{self.kinds[kind].plural} "{metadata["name"]}" already exists')
+            raise Refused(409, f'{self.kinds[kind].plural} "{metadata["name"]}" already exists')
         self._check_namespace(key)
         metadata["namespace"] = namespace
         if self.kinds[kind].has_status:
@@ -291,103 +279,56 @@ class FakeApi:
         metadata, old = body["metadata"], self._objects.get(key)
         if "resourceVersion" not in metadata:
             if old is not None:
-                raise _Refused(422, "metadata.resourceVersion: must be specified for an update")
+                raise Refused(422, "metadata.resourceVersion: must be specified for an update")
             return 201, self._create(key[0], key[1], body, query)
         if old is None:
-            raise _Refused(409, f'{self.kinds[key[0]].plural} "{key[2]}" is gone')
-        _precondition(old, metadata)
+            raise Refused(409, f'{self.kinds[key[0]].plural} "{key[2]}" is gone')
+        check_precondition(old, metadata)
         return 200, self._store(key, body, old)
 
     def _check(self, kind: str, body: Object) -> None:
         if (body.get("kind"), body.get("apiVersion")) != (kind, self.kinds[kind].api_version):
-            raise _Refused(400, f"the body is no {self.kinds[kind].api_version} {kind}")
+            raise Refused(400, f"the body is no {self.kinds[kind].api_version} {kind}")
 
     def _check_namespace(self, key: _Id) -> None:
         if key[1] in self.terminating:
             what = f'{self.kinds[key[0]].plural} "{key[2]}" is forbidden: unable to create new content in namespace'
-            raise _Refused(403, f"{what} {key[1]} because it is being terminated", "NamespaceTerminating")
+            raise Refused(403, f"{what} {key[1]} because it is being terminated", "NamespaceTerminating")
 
     def _merge(self, key: _Id, sub: str | None, old: Object, patch: Object, query: dict[str, str]) -> Object:
-        _precondition(old, patch.get("metadata") or {})
-        if sub == "scale":
-            replicas = merged(_scale_of(old, reading=False), patch)["spec"].get("replicas")
-            if not isinstance(replicas, int) or replicas < 0:
-                raise _Refused(422, "spec.replicas: must be a number from 0 on")
-            new = merged(old, {"spec": {"replicas": replicas}})
-        else:
-            new = self._confined(key[0], sub, old, merged(old, patch))
-        if "deletionTimestamp" in old["metadata"]:
-            had, has = (set(each["metadata"].get("finalizers") or []) for each in (old, new))
-            if has - had:
-                raise _Refused(422, "metadata.finalizers: Forbidden: no new finalizers can be added")
-            if had and not has:
-                self.remove(key[0], key[2], key[1])
-                return copy.deepcopy(old)
-        handed = (patch.get("metadata") or {}).get("managedFields")
-        if handed is None:
-            before = fields_of(old)
-            changed = {path: None for path, value in leaves(new) if path not in before or value_at(old, path) != value}
-            new = owned_by(new, (query.get("fieldManager", "unknown"), "Update", sub or ""), set(changed), add=True)
+        manager = query.get("fieldManager", "unknown")
+        new = merge_patched(old, patch, sub=sub, manager=manager, known=self.kinds[key[0]])
+        if "deletionTimestamp" in old["metadata"] and finalizers_of(old) and not finalizers_of(new):
+            self.remove(key[0], key[2], key[1])
+            return copy.deepcopy(old)
         stored = self._store(key, new, old)
-        return _scale_of(stored, reading=False) if sub == "scale" else stored
+        return scale_of(stored, reading=False) if sub == "scale" else stored
 
     def _apply(self, key: _Id, sub: str | None, body: Object, query: dict[str, str]) -> tuple[int, Object]:
         self._check(key[0], body)
         if not query.get("fieldManager") or sub == "scale":
-            raise _Refused(501, "the fake applies with a fieldManager, and not to /scale")
-        metadata = body.get("metadata") or {}
+            raise Refused(501, "the fake applies with a fieldManager, and not to /scale")
+        metadata, manager = body.get("metadata") or {}, query["fieldManager"]
         if metadata.get("name") != key[2] or "managedFields" in metadata:
-            raise _Refused(400, "metadata.name must be the path's, and metadata.managedFields must be nil")
-        old, manager = self._objects.get(key), (query["fieldManager"], "Apply", sub or "")
-        if old is None:
+            raise Refused(400, "metadata.name must be the path's, and metadata.managedFields must be nil")
+        if (old := self._objects.get(key)) is None:
             if sub is not None:
-                raise _Refused(404, f'{self.kinds[key[0]].plural} "{key[2]}" not found')
+                raise Refused(404, f'{self.kinds[key[0]].plural} "{key[2]}" not found')
             if "uid" in metadata:
-                raise _Refused(
+                raise Refused(
                     409, "uid mismatch: the provided object specified a uid, and no existing object was found"
                 )
             self._check_namespace(key)
             metadata.setdefault("namespace", key[1])
-            return 201, self._store(key, owned_by(body, manager, fields_of(body)), None)
-        _precondition(old, metadata)
-        if key[0] == "MutatingWebhookConfiguration":
-            body = with_webhooks_of(body, old)
-        wanted = fields_of(body)
-        new = merged(old, body)
-        others = {
-            path for other in entries_of(old) if manager_of(other) != manager for path in paths_of(other["fieldsV1"])
-        }
-        taken = sorted(path for path in wanted & others if value_at(old, path) != value_at(new, path))
-        if taken and query.get("force") != "true":
-            raise _Refused(409, f"Apply failed with {len(taken)} conflicts: {taken}")
-        for path in {
-            p for own in entries_of(old) if manager_of(own) == manager for p in paths_of(own["fieldsV1"])
-        } - wanted:
-            if path not in others:
-                drop(new, path)
-        if key[0] == "Service" and ("spec", "ports") in others:
-            try:
-                new = with_ports_beside(new, old)
-            except ValueError as error:
-                raise _Refused(422, f'Service "{key[2]}" is invalid: {error}') from error
-        new = self._confined(key[0], sub, old, new)
-        return 200, self._store(
-            key, owned_by(new, manager, wanted, forced={p for p in wanted if value_at(old, p) != value_at(new, p)}), old
-        )
-
-    def _confined(self, kind: str, sub: str | None, old: Object, new: Object) -> Object:
-        """A write to the object leaves the status alone, and one to the status everything else."""
-        if sub == "status":
-            return {**old, "status": new.get("status", {})}
-        if self.kinds[kind].has_status:
-            new = {name: value for name, value in new.items() if name != "status"}
-            return {**new, "status": old["status"]} if "status" in old else new
-        return new
+            return 201, self._store(key, owned_by(body, (manager, "Apply", ""), fields_of(body)), None)
+        force = query.get("force") == "true"
+        new = applied(old, body, sub=sub, manager=manager, force=force, known=self.kinds[key[0]])
+        return 200, self._store(key, new, old)
 
     def _delete(self, key: _Id, old: Object, options: Object) -> Object:
-        _precondition(old, options.get("preconditions") or {})
+        check_precondition(old, options.get("preconditions") or {})
         if options.get("propagationPolicy") not in (None, "Background"):
-            raise _Refused(501, "the fake deletes in the background")
+            raise Refused(501, "the fake deletes in the background")
         if old["metadata"].get("finalizers"):
             new = copy.deepcopy(old)
             new["metadata"].setdefault("deletionTimestamp", _NOW)
@@ -417,21 +358,6 @@ class FakeApi:
 def _status(code: int, message: str, cause: str | None = None) -> Object:
     details = {} if cause is None else {"details": {"causes": [{"reason": cause, "message": message}]}}
     return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code, **details}
-
-
-def _precondition(old: Object, given: Object) -> None:
-    for name in ("uid", "resourceVersion"):
-        if name in given and given[name] != old["metadata"][name]:
-            raise _Refused(409, f"the {name} in the precondition ({given[name]}) is not the object's")
-
-
-def _scale_of(found: Object, *, reading: bool) -> Object:
-    spec = found.get("spec", {})
-    if reading and "replicas" not in spec:
-        raise _Refused(500, 'Internal error occurred: the spec replicas field ".spec.replicas" does not exist')
-    metadata = {name: found["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
-    replicas = {"replicas": spec["replicas"]} if "replicas" in spec else {}
-    return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": replicas}
 
 
 @asynccontextmanager
