@@ -8,15 +8,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
 
+from tinybird_proxy_operator.api_resources import RESOURCES
 from tinybird_proxy_operator.errors import (
     Conflict,
     Forbidden,
@@ -26,7 +26,8 @@ from tinybird_proxy_operator.errors import (
     NotFound,
     Unavailable,
 )
-from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND, PLURAL
+from tinybird_proxy_operator.managed_fields import applied_entries
+from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 
 REQUEST_TIMEOUT_S: Final = 15.0
 # Before a request that changes nothing when it is done twice is sent again: one failure in a look that takes a dozen
@@ -42,51 +43,6 @@ _LEASE_PATH: Final = re.compile(r".*/apis/coordination\.k8s\.io/v1/namespaces/[^
 _WEBHOOK_FAILED: Final = "failed calling webhook"
 Object = dict[str, Any]
 _Page = list[Object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Resource:
-    """Where the objects of a kind live."""
-
-    api_version: str
-    plural: str
-
-    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """The path of one object, or of all of a namespace, or of all."""
-        group = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
-        parts = [group]
-        if namespace is not None:
-            parts.append(f"namespaces/{quote(namespace, safe='')}")
-        parts.append(self.plural)
-        parts += [quote(part, safe="") for part in (name, subresource) if part is not None]
-        return "/".join(parts)
-
-
-RESOURCES: Final[Mapping[str, _Resource]] = {
-    KIND: _Resource(API_VERSION, PLURAL),
-    "ServiceAccount": _Resource("v1", "serviceaccounts"),
-    "Secret": _Resource("v1", "secrets"),
-    "Service": _Resource("v1", "services"),
-    "Pod": _Resource("v1", "pods"),
-    "Event": _Resource("v1", "events"),
-    "Lease": _Resource("coordination.k8s.io/v1", "leases"),
-    "Namespace": _Resource("v1", "namespaces"),
-    "Deployment": _Resource("apps/v1", "deployments"),
-    "ReplicaSet": _Resource("apps/v1", "replicasets"),
-    "Job": _Resource("batch/v1", "jobs"),
-    "PodDisruptionBudget": _Resource("policy/v1", "poddisruptionbudgets"),
-    "NetworkPolicy": _Resource("networking.k8s.io/v1", "networkpolicies"),
-    "Ingress": _Resource("networking.k8s.io/v1", "ingresses"),
-    "HorizontalPodAutoscaler": _Resource("autoscaling/v2", "horizontalpodautoscalers"),
-    "ScaledObject": _Resource("keda.sh/v1alpha1", "scaledobjects"),
-    "MutatingWebhookConfiguration": _Resource("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
-    "APIService": _Resource("apiregistration.k8s.io/v1", "apiservices"),
-    "PodMonitor": _Resource("monitoring.coreos.com/v1", "podmonitors"),
-    "ConfigMap": _Resource("v1", "configmaps"),
-    "ClusterRole": _Resource("rbac.authorization.k8s.io/v1", "clusterroles"),
-    "TokenReview": _Resource("authentication.k8s.io/v1", "tokenreviews"),
-    "SubjectAccessReview": _Resource("authorization.k8s.io/v1", "subjectaccessreviews"),
-}
 
 
 class Kube:
@@ -358,27 +314,6 @@ def _checking(fence: Callable[[], None]) -> aiohttp.TraceConfig:
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(check)
     return trace
-
-
-def applied_entries(entries: Sequence[Object]) -> list[Object] | None:
-    """``managedFields`` with what we created counted as applied by us; None if it is so already."""
-
-    def is_ours(entry: Object, operation: str) -> bool:
-        return (entry["manager"], entry["operation"], entry.get("subresource", "")) == (FIELD_MANAGER, operation, "")
-
-    created = [entry for entry in entries if is_ours(entry, "Update")]
-    if not created:
-        return None
-    fields: Object = {}
-    for entry in entries:
-        if is_ours(entry, "Update") or is_ours(entry, "Apply"):
-            fields = _united(fields, entry["fieldsV1"])
-    others = [entry for entry in entries if not is_ours(entry, "Update") and not is_ours(entry, "Apply")]
-    return [*others, {**created[0], "operation": "Apply", "fieldsV1": fields}]
-
-
-def _united(one: Object, other: Object) -> Object:
-    return {key: _united(one.get(key, {}), other.get(key, {})) for key in {**one, **other}}
 
 
 def _error(status: int, what: str, answer: Mapping[str, Any], headers: Mapping[str, str]) -> KubeError:

@@ -22,8 +22,8 @@ from tests.charts.rendering import (
 
 from tinybird_proxy import __version__
 from tinybird_proxy_operator import handlers, settings
+from tinybird_proxy_operator.api_resources import RESOURCES
 from tinybird_proxy_operator.autoscalers import API_SERVICES
-from tinybird_proxy_operator.kube import RESOURCES
 from tinybird_proxy_operator.manifests import KINDS
 from tinybird_proxy_operator.names import GROUP
 from tinybird_proxy_operator.scaling.targets import TARGETS, adapter_rule

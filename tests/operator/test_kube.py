@@ -17,13 +17,12 @@ from tinybird_proxy_operator.errors import (
     NotFound,
     Unavailable,
 )
-from tinybird_proxy_operator.kube import RESOURCES, Kube, applied_entries, kubernetes_connection
+from tinybird_proxy_operator.kube import Kube, kubernetes_connection
 from tinybird_proxy_operator.lease import NotLeader
 from tinybird_proxy_operator.names import API_VERSION, FIELD_MANAGER, KIND
 from tinybird_proxy_operator.testing.fake_api import FakeApi
 from tinybird_proxy_operator.testing.fake_reviews import FakeReviews
 from tinybird_proxy_operator.testing.field_owners import fields_of, owned_by
-from tinybird_proxy_operator.testing.served import KINDS, POD_MONITOR, SCALED_OBJECT
 
 
 def service(name: str = "events", **metadata: Any) -> dict[str, Any]:
@@ -33,12 +32,6 @@ def service(name: str = "events", **metadata: Any) -> dict[str, Any]:
 
 def resource(**spec: Any) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "events", "namespace": "shop"}, "spec": spec}
-
-
-def test_every_kind_is_where_the_api_server_has_it() -> None:
-    served = {**KINDS, "PodMonitor": POD_MONITOR, "ScaledObject": SCALED_OBJECT}
-    theirs = {kind: (known.api_version, known.plural) for kind, known in served.items()}
-    assert {kind: (ours.api_version, ours.plural) for kind, ours in RESOURCES.items()} == theirs
 
 
 async def test_a_request_carries_the_token_and_no_body_where_none_belongs(api: FakeApi, kube: Kube) -> None:
@@ -194,19 +187,6 @@ async def test_fields_are_taken_over_once_and_not_from_an_object_that_has_change
     api.asked.clear()
     assert await kube.own_by_apply(owned) == owned
     assert api.asked == []
-
-
-def test_fields_of_others_and_of_the_status_stay_theirs() -> None:
-    def entry(manager: str, operation: str, **more: Any) -> dict[str, Any]:
-        return {"manager": manager, "operation": operation, "fieldsV1": {"f:spec": {f"f:{operation}": {}}}, **more}
-
-    others = [entry("kubectl", "Update"), entry(FIELD_MANAGER, "Update", subresource="status")]
-    assert applied_entries([*others, entry(FIELD_MANAGER, "Apply")]) is None
-    found = applied_entries([entry(FIELD_MANAGER, "Update"), *others, entry(FIELD_MANAGER, "Apply")])
-    assert found == [
-        *others,
-        {**entry(FIELD_MANAGER, "Apply"), "fieldsV1": {"f:spec": {"f:Update": {}, "f:Apply": {}}}},
-    ]
 
 
 async def test_a_status_is_written_without_the_rest(api: FakeApi, kube: Kube) -> None:
