@@ -11,7 +11,8 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from tinybird_proxy_operator.observed import DrainState, ProxyReport, read_drain, read_report
+from tinybird_proxy_operator.observed import ProxyReport
+from tinybird_proxy_operator.proxy_answers import DrainState, read_drain, read_report
 
 ANSWER_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 16 * 2**20

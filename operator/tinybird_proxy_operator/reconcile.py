@@ -23,10 +23,11 @@ from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, Namespa
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
 from tinybird_proxy_operator.last_rows import Held, remember, with_lost_rows
+from tinybird_proxy_operator.live_objects import read_workload
 from tinybird_proxy_operator.lost_rows import LostRows
 from tinybird_proxy_operator.manifests import Desired
 from tinybird_proxy_operator.names import KIND, Reason
-from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, accepted_by, read_workload
+from tinybird_proxy_operator.observed import Observed, PodFacts, Problem, accepted_by
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.preflight import Step
 from tinybird_proxy_operator.queue import Key

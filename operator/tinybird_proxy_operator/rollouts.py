@@ -24,9 +24,10 @@ from tinybird_proxy_operator.children import (
 from tinybird_proxy_operator.errors import Conflict, Forbidden, NotFound
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.live_objects import read_workload
 from tinybird_proxy_operator.manifests import Desired, deployment
 from tinybird_proxy_operator.names import CONTAINER, FIELD_MANAGER, KIND, MANAGED_BY_LABEL, ROLL_ANNOTATION, Reason
-from tinybird_proxy_operator.observed import Observed, PodFacts, Workload, read_workload
+from tinybird_proxy_operator.observed import Observed, PodFacts, Workload
 from tinybird_proxy_operator.preflight import Decision, Step
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.settings import OperatorSettings

@@ -15,13 +15,14 @@ from tinybird_proxy_operator.children import is_ours
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.live_objects import read_workload
 from tinybird_proxy_operator.names import (
     DELETION_COST_ANNOTATION,
     DRAINING_LABEL,
     DRAINING_SINCE_ANNOTATION,
     Reason,
 )
-from tinybird_proxy_operator.observed import PodFacts, read_workload
+from tinybird_proxy_operator.observed import PodFacts
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.scaling import shrink

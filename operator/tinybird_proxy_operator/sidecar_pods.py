@@ -9,10 +9,11 @@ from typing import Final
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.live_objects import read_pod
 from tinybird_proxy_operator.manifests.environment import admin_port
 from tinybird_proxy_operator.manifests.sidecar import ADMIN_PORT_NAME
 from tinybird_proxy_operator.names import INJECT_LABEL, INJECTED_LABEL, SIDECAR_CONTAINER, Reason, some
-from tinybird_proxy_operator.observed import ProxyReport, read_pod
+from tinybird_proxy_operator.observed import ProxyReport
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.sidecars import eviction

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from tinybird_proxy_operator.children import controller_uid
 from tinybird_proxy_operator.kube import Kube, Object
+from tinybird_proxy_operator.live_objects import read_pod
 from tinybird_proxy_operator.names import selector_labels
-from tinybird_proxy_operator.observed import PodFacts, read_pod
+from tinybird_proxy_operator.observed import PodFacts
 from tinybird_proxy_operator.pods import Pods
 from tinybird_proxy_operator.spec import Proxy
 

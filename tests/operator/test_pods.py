@@ -11,8 +11,8 @@ from tests.operator.clusters import IPS, Proxies, report, running_proxies
 from tests.proxy.running import running_world
 
 from tinybird_proxy_operator import pods as pods_module
-from tinybird_proxy_operator.observed import DrainState
 from tinybird_proxy_operator.pods import Pods
+from tinybird_proxy_operator.proxy_answers import DrainState
 
 
 @pytest.fixture

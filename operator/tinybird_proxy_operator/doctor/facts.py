@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from tinybird_proxy_operator.live_objects import read_pod
 from tinybird_proxy_operator.names import ADMIN_PORT, CONTAINER, DRAINING_LABEL, SIDECAR_CONTAINER
-from tinybird_proxy_operator.observed import PodFacts, Problem, ProxyReport, read_pod, read_report
+from tinybird_proxy_operator.observed import PodFacts, Problem, ProxyReport
+from tinybird_proxy_operator.proxy_answers import read_report
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.sidecars.app_pods import AppPod
 

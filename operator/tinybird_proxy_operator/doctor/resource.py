@@ -9,6 +9,7 @@ import msgspec
 
 from tinybird_proxy_operator import checks
 from tinybird_proxy_operator.doctor.facts import Facts, Finding, Level, SecretSeen
+from tinybird_proxy_operator.live_objects import read_workload
 from tinybird_proxy_operator.names import (
     FIELD_MANAGER,
     GROUP,
@@ -23,7 +24,6 @@ from tinybird_proxy_operator.names import (
     Reason,
     some,
 )
-from tinybird_proxy_operator.observed import read_workload
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.spec import Proxy, host_of, image_repository
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from tinybird_proxy_operator.live_objects import read_pod
 from tinybird_proxy_operator.names import SIDECAR_CONTAINER, SIDECAR_HASH_ANNOTATION
-from tinybird_proxy_operator.observed import PodFacts, ProxyReport, read_pod
+from tinybird_proxy_operator.observed import PodFacts, ProxyReport
 from tinybird_proxy_operator.sidecars.injection import (
     DEFAULT_GRACE_S,
     MIRROR_ANNOTATION,
