@@ -9,7 +9,7 @@ import pytest
 from tests.operator.clusters import IPS
 from tests.operator.draining_proxies import Drainable, running_drainable
 from tests.operator.resources import UID, resource
-from tests.operator.test_scaling_shrink import pod, said
+from tests.operator.shrink_situations import pod, said
 
 from tinybird_proxy_operator import drains
 from tinybird_proxy_operator.kube import Kube
