@@ -194,6 +194,7 @@ class Reason(StrEnum):
     SIDECARS_REFUSED = "SidecarsRefused"
     SIDECARS_STALE = "SidecarsStale"
     INJECTION_OFF = "InjectionOff"
+    INJECTED_BY_OTHERS = "InjectedByOthers"
     EVICTED = "Evicted"
     EVICTION_REFUSED = "EvictionRefused"
     EVICTION_USELESS = "EvictionUseless"

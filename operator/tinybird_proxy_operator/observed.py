@@ -145,7 +145,8 @@ class Observed:
     ``draining``: status, reason and message of that condition, while the resource is being deleted; ``shrinking``: the
     same while it is scaled down. ``autoscaling`` and ``upstream_throttled``: the same of theirs, if they have one.
     In mode Sidecar: ``sidecar``: what pods get, None: nothing; ``sidecars``: how many of the pods that ask for it have
-    it; ``sidecars_current``: that condition. ``pods``: those that have one.
+    it; ``sidecars_current``: that condition. ``pods``: those that have one. ``injected_by_others``: a sentence, where
+    something else than this operator injects.
     ``lost``: what ended processes lost so far, as the status says it.
     """
 
@@ -168,6 +169,7 @@ class Observed:
     sidecar: Mapping[str, Any] | None = None
     sidecars: Mapping[str, int] | None = None
     sidecars_current: tuple[str, Reason, str] | None = None
+    injected_by_others: str = ""
     lost: Mapping[str, Any] | None = None
 
 

@@ -17,7 +17,7 @@ from tinybird_proxy_operator.observed import Observed, PodFacts, Problem
 from tinybird_proxy_operator.queue import Key
 from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.sidecar_pods import SidecarPods
-from tinybird_proxy_operator.sidecars import standing
+from tinybird_proxy_operator.sidecars import evidence, standing
 from tinybird_proxy_operator.sidecars.app_pods import AppPod
 from tinybird_proxy_operator.spec import Proxy
 
@@ -45,10 +45,13 @@ class SidecarLooks:
     settings: OperatorSettings
     now: Callable[[], float]
     _held: dict[Key, dict[str, Held]] = field(default_factory=dict)
+    _evidence: dict[Key, evidence.Evidence] = field(default_factory=dict)
+    _began_s: float | None = None
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or not ours."""
         self._held.pop(key, None)
+        self._evidence.pop(key, None)
         self.app_pods.forget(key)
 
     async def look(self, key: Key, proxy: Proxy, body: Object, problems: Sequence[Problem] | None) -> Look:
@@ -64,7 +67,8 @@ class SidecarLooks:
             rendered, told = self._rendered(proxy, token, rendered)
         pods = await self.app_pods.read(proxy, rendered)
         evicts = managed and problems is None and proxy.spec.sidecar.rollout == "Evict" and not proxy.deleting
-        off = standing.why_off(self.settings.injection, proxy.namespace, self.settings.operator_namespace)
+        others = self._others(key, old, pods)
+        off = "" if others else self._why_off(proxy)
         # What is not in the status yet is what a pod in the place of an evicted one would not get.
         hash = "" if rendered is None else str(rendered["hash"])
         given = not off and hash != "" and hash == (old.get("sidecar") or {}).get("hash")
@@ -75,7 +79,7 @@ class SidecarLooks:
             off=off,
             evicts=evicts,
             needed_grace_period_s=needed_s,
-            told=hindrances,
+            told=[*([others] if others else []), *hindrances],
             rendered=rendered is not None,
         )
         await self._tell(proxy, pods, token, needed_s)
@@ -94,8 +98,23 @@ class SidecarLooks:
             sidecar=rendered,
             sidecars=stands.counts,
             sidecars_current=stands.current,
+            injected_by_others=others,
         )
         return Look(observed=observed, again_s=len(pods) / _PODS_A_SECOND)
+
+    def _why_off(self, proxy: Proxy) -> str:
+        return standing.why_off(self.settings.injection, proxy.namespace, self.settings.operator_namespace)
+
+    def _others(self, key: Key, old: Mapping[str, Any], pods: Sequence[AppPod]) -> str:
+        """What is told of what injects in the place of this operator; empty if it does itself, or nothing is known."""
+        if self.settings.injection != standing.OFF:
+            return ""
+        if self._began_s is None:
+            self._began_s = self.now()
+        settled = self.now() - self._began_s >= evidence.SETTLING_S
+        before, believed = self._evidence.get(key), evidence.is_believed(old)
+        self._evidence[key] = found = evidence.weigh(pods, before, settled=settled, believed=believed)
+        return evidence.sentence(found.witness)
 
     def _rendered(self, proxy: Proxy, token: Token, old: Object | None) -> tuple[Object | None, list[Problem]]:
         """What pods get from now on. A Secret that is not there yet is told, and waited for by the sidecars.

@@ -161,6 +161,8 @@ def _ready_to_be_injected(observed: Observed) -> _Judged:
         return observed.sidecars_current
     running = sum(pod.ready for pod in observed.pods)
     text = f"Pods that ask for the sidecar get it; {running} {'has' if running == 1 else 'have'} one that takes rows."
+    if observed.injected_by_others:  # the next operator reads it there
+        return "True", Reason.INJECTED_BY_OTHERS, f"{text} {observed.injected_by_others}"
     return "True", Reason.READY, text
 
 

@@ -93,6 +93,19 @@ def test_injection_that_is_off_is_told_with_the_chart_value() -> None:
     assert "Put right first" in found(facts(MISSED, settings=operator_settings()), Reason.SIDECARS_MISSED).next
 
 
+@pytest.mark.parametrize(("given", "others"), [([CURRENT], True), ([CURRENT, MISSED], False)])
+def test_where_the_operator_knows_that_something_else_injects_and_no_newer_pod_is_missed_that_is_a_note(
+    given: list[dict[str, Any]], others: bool
+) -> None:
+    ready = condition("Ready", "True", "InjectedByOthers", "")
+    resource = body()
+    resource["status"]["conditions"] = [ready]
+    diagnosis = diagnose(facts(*given, settings=operator_settings(), body=resource))
+    assert diagnosis.healthy is others
+    reasons = {finding.reason for finding in diagnosis.findings}
+    assert (Reason.INJECTED_BY_OTHERS in reasons, Reason.INJECTION_OFF in reasons) == (others, not others)
+
+
 def test_without_the_settings_the_operator_is_believed_that_injection_is_off() -> None:
     off = condition("SidecarsCurrent", "False", "InjectionOff", "No pod gets a sidecar.")
     given = facts(MISSED, settings=None, body=body(conditions=[off]))

@@ -9,6 +9,7 @@ from tests.operator.clusters import Cluster, report, stuck
 from tinybird_proxy.config import token_hash
 from tinybird_proxy_operator.names import INJECT_LABEL, KIND
 from tinybird_proxy_operator.queue import Key
+from tinybird_proxy_operator.sidecars.evidence import SETTLING_S
 
 TOKEN_HASH: Final = token_hash("token")
 SPEC: Final[dict[str, Any]] = {"mode": "Sidecar", "tinybird": {"tokenSecretRef": {"name": "tinybird"}}}
@@ -218,6 +219,69 @@ async def test_with_injection_off_it_says_so(cluster: Cluster) -> None:
     # Whoever waits for Ready before labelling pods would be told that they get it.
     assert cluster.condition("Ready") == ("False", "InjectionOff")
     assert cluster.message("Ready").startswith("This operator puts sidecars into no pods")
+
+
+async def injected_by_others(cluster: Cluster, spec: dict[str, Any] | None = None) -> None:
+    """This operator injects nowhere, and a pod that is made long after it began has a sidecar."""
+    cluster.secret()
+    cluster.api.put(app_pod("old", hash="0", ip=None, state={}))
+    await look(cluster, spec or {}, SIDECAR_INJECTION="None")
+    cluster.clock.seconds += SETTLING_S
+    await cluster.reconcile()
+    assert cluster.condition("Ready") == ("False", "InjectionOff")
+    cluster.api.put(app_pod("new", hash=cluster.status()["sidecar"]["hash"], ip=None, state={}))
+    await cluster.reconcile()
+
+
+async def test_where_new_pods_get_it_from_something_else_it_is_ready_and_says_so(cluster: Cluster) -> None:
+    await injected_by_others(cluster)
+    assert cluster.condition("Ready") == ("True", "InjectedByOthers")
+    assert cluster.condition("SidecarsCurrent") == ("False", "SidecarsStale")
+    for kind in ("Ready", "SidecarsCurrent"):
+        assert "This operator puts sidecars into no pods itself, something else does" in cluster.message(kind)
+    cluster.forget()
+    await cluster.look()
+    assert cluster.api.writes == []
+
+
+async def test_the_next_operator_believes_it_until_a_pod_is_missed(cluster: Cluster) -> None:
+    await injected_by_others(cluster)
+    await look(cluster, SIDECAR_INJECTION="None")
+    assert cluster.condition("Ready") == ("True", "InjectedByOthers")
+    cluster.api.put(app_pod("missed", ip=None))
+    await cluster.reconcile()
+    assert cluster.condition("Ready") == ("False", "InjectionOff")
+    assert cluster.condition("SidecarsCurrent") == ("False", "InjectionOff")
+    cluster.api.remove("Pod", "missed")
+    await cluster.reconcile()
+    assert cluster.condition("Ready") == ("False", "InjectionOff")
+
+
+async def test_sidecars_from_before_injection_was_turned_off_prove_nothing(cluster: Cluster) -> None:
+    cluster.secret()
+    hash = (await look(cluster, {}))["sidecar"]["hash"]
+    cluster.api.put(app_pod("old", hash=hash, ip=None, state={}))
+    await look(cluster)
+    assert cluster.condition("Ready") == ("True", "Ready")
+    await look(cluster, SIDECAR_INJECTION="None")
+    # What the release injected with may be there for a moment yet.
+    cluster.api.put(app_pod("last", hash=hash, ip=None, state={}))
+    await cluster.reconcile()
+    cluster.clock.seconds += SETTLING_S
+    await cluster.reconcile()
+    assert cluster.condition("Ready") == ("False", "InjectionOff")
+
+
+async def test_where_something_else_injects_stale_pods_are_evicted_as_asked(cluster: Cluster) -> None:
+    await injected_by_others(cluster, {"sidecar": {"rollout": "Evict"}})
+    assert cluster.api.names("Pod") == ["new"]
+
+
+async def test_with_injection_on_again_it_says_no_more_of_others(cluster: Cluster) -> None:
+    await injected_by_others(cluster)
+    await look(cluster)
+    assert cluster.condition("Ready") == ("True", "Ready")
+    assert "something else" not in cluster.message("SidecarsCurrent")
 
 
 async def test_a_resource_that_is_deleted_keeps_nobody_waiting(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ from tinybird_proxy.health import count
 from tinybird_proxy_operator.doctor.facts import Facts, Finding, Level
 from tinybird_proxy_operator.doctor.resource import helm_upgrade
 from tinybird_proxy_operator.names import INJECT_LABEL, INJECT_OFF, ConditionType, Reason, some
-from tinybird_proxy_operator.sidecars import standing
+from tinybird_proxy_operator.sidecars import evidence, standing
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
 from tinybird_proxy_operator.spec import Proxy
 
@@ -74,6 +74,12 @@ def _off(facts: Facts) -> Generator[Finding, None, bool]:
     if settings is None:
         return facts.condition(ConditionType.SIDECARS_CURRENT).get("reason") == Reason.INJECTION_OFF
     off = standing.why_off(settings.injection, facts.namespace, settings.operator_namespace)
+    if settings.injection == standing.OFF:
+        found = evidence.weigh(facts.apps or (), None, settled=False, believed=evidence.is_believed(facts.status))
+        if found.witness:
+            text = evidence.sentence(found.witness)
+            yield Finding(level=_NOTE, reason=Reason.INJECTED_BY_OTHERS, what=text)
+            return False
     if off and settings.injection == standing.OFF:
         yield Finding(
             level=_PROBLEM,

@@ -58,7 +58,8 @@ def stand(
     told: Sequence[str] = (),
     rendered: bool = True,
 ) -> Standing:
-    """``off``: see ``why_off``. ``evicts``: spec.sidecar.rollout is Evict. ``told``: what came of evicting.
+    """``off``: see ``why_off``. ``evicts``: spec.sidecar.rollout is Evict. ``told``: what came of evicting,
+    and who else injects.
 
     ``needed_grace_period_s`` None: nobody is to be told that a pod has less. ``rendered``: there is one to give.
     """
