@@ -19,27 +19,30 @@ class Held:
 
 
 def remember(known: Mapping[str, Held], pods: Sequence[PodFacts], now: float) -> dict[str, Held]:
-    """What is known after ``pods`` were asked at ``now``, a clock's seconds; by the name of the pod."""
+    """What is known after ``pods`` were asked at ``now``, a clock's seconds; by the uid of the pod.
+
+    Not by its name: a StatefulSet gives it to the next one, which has lost nothing of what was in the one before.
+    """
     found = {}
     for pod in pods:
-        held, report = known.get(pod.name), pod.report
+        held, report = known.get(pod.uid), pod.report
         if report is not None and report.uptime_s is not None:
             began_at = now - report.uptime_s
             if held is None:
-                found[pod.name] = Held(began_at, report.rows)
+                found[pod.uid] = Held(began_at, report.rows)
             elif began_at - held.began_at > _SAME_START_S:
-                found[pod.name] = Held(began_at, report.rows, before=held.rows)
+                found[pod.uid] = Held(began_at, report.rows, before=held.rows)
             else:
-                found[pod.name] = replace(held, rows=report.rows)
+                found[pod.uid] = replace(held, rows=report.rows)
         elif held is not None:
-            found[pod.name] = held
+            found[pod.uid] = held
     return found
 
 
 def with_lost_rows(known: Mapping[str, Held], pods: Sequence[PodFacts]) -> list[PodFacts]:
     """The pods, those that were ended by force with what they held then. ``known``: with their last answers."""
     return [
-        replace(pod, lost_rows=_lost(known.get(pod.name), pod)) if pod.out_of_memory or pod.killed_with else pod
+        replace(pod, lost_rows=_lost(known.get(pod.uid), pod)) if pod.out_of_memory or pod.killed_with else pod
         for pod in pods
     ]
 

@@ -49,5 +49,13 @@ def test_a_proxy_that_does_not_say_since_when_it_runs_tells_nothing_about_the_on
 def test_pods_that_are_gone_are_forgotten_and_others_lost_nothing() -> None:
     well = asked(3, uptime_s=50.0)
     known = remember({"gone": Held(1.0, 5)}, [well], 100.0)
-    assert set(known) == {well.name}
+    assert set(known) == {well.uid}
     assert with_lost_rows(known, [well]) == [well]
+
+
+def test_a_statefulsets_next_pod_of_the_name_has_lost_nothing_of_what_was_in_the_one_before() -> None:
+    known = remember({}, [replace(asked(40, uptime_s=50.0), uid="before")], 100.0)
+    silent = replace(pod(report=None, out_of_memory=True), uid="next")
+    assert lost(remember(known, [silent], 110.0), silent) is None
+    again = replace(asked(0, uptime_s=1.0, killed=True), uid="next")
+    assert lost(remember(known, [again], 115.0), again) is None
