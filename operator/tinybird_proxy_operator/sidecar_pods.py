@@ -39,11 +39,13 @@ class SidecarPods:
     now: Callable[[], float]
     _turns: dict[Key, dict[str, eviction.Turn]] = field(default_factory=dict)
     _silent: dict[Key, dict[str, float]] = field(default_factory=dict)  # by uid: when it was asked last, in vain
+    _tried: dict[Key, dict[str, float]] = field(default_factory=dict)  # by owner: when its turn was last
 
     def forget(self, key: Key) -> None:
         """The resource is no more, or not ours."""
         self._turns.pop(key, None)
         self._silent.pop(key, None)
+        self._tried.pop(key, None)
 
     async def read(self, proxy: Proxy, sidecar: Sidecar | None) -> list[AppPod]:
         """Every pod of the namespace that asks for it, or has it."""
@@ -74,13 +76,15 @@ class SidecarPods:
 
     async def evict(self, key: Key, proxy: Proxy, pods: list[AppPod], hash: str) -> list[str]:
         """Evict whose turn it is. Sentences about what keeps others from being. ``hash``: of the present sidecar."""
-        before, now_s = self._turns.get(key, {}), self.now()
+        before, now_s, tried = self._turns.get(key, {}), self.now(), self._tried.get(key, {})
+        late = eviction.overdue(pods, before, now_s=now_s)
+        late = sorted(late, key=lambda owner: tried.get(owner, float("-inf")))[:_OWNERS_READ_MAX]
         complete = []
-        for owner in eviction.overdue(pods, before, now_s=now_s)[:_OWNERS_READ_MAX]:
+        for owner in late:
             found = await self._deployment(proxy.namespace, owner)
             if found is not None and not eviction.wants_more(found):  # it was scaled down
                 complete.append(owner)
-        decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete)
+        decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete, tried=tried)
         turns, told = dict(decision.turns), []
         for owner, (pod, turn) in decision.evict.items():
             found = await self._deployment(proxy.namespace, owner)
@@ -102,6 +106,8 @@ class SidecarPods:
             text = f"Evicted {pod.name} of {owner}: the pod in its place gets the sidecar as it is now."
             await self.events.tell(proxy, Reason.EVICTED, text, warning=False, about=pod.uid)
         self._turns[key] = turns
+        owners, tried = {pod.owner for pod in pods}, {**tried, **dict.fromkeys((*late, *decision.evict), now_s)}
+        self._tried[key] = {owner: at for owner, at in tried.items() if owner in owners}
         told += decision.held
         if decision.useless:
             text = (

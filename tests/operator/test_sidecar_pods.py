@@ -10,6 +10,7 @@ from tests.operator.clusters import Cluster
 from tests.operator.test_sidecar_looks import look
 
 from tinybird_proxy_operator import sidecar_pods
+from tinybird_proxy_operator.sidecars.eviction import AT_ONCE
 
 EVICT: dict[str, Any] = {"sidecar": {"rollout": "Evict"}}
 
@@ -46,6 +47,38 @@ async def test_a_budget_is_waited_out_and_told(cluster: Cluster) -> None:
     assert "Deployment app: an eviction waits" in cluster.message("SidecarsCurrent")
     await cluster.reconcile()
     assert cluster.api.names("Pod") == []
+
+
+async def test_budgets_that_let_nobody_go_do_not_keep_other_owners_waiting(cluster: Cluster) -> None:
+    """Only so many owners have their turn in one look, and these have theirs first."""
+    await evicting(cluster)
+    for number in range(AT_ONCE):
+        cluster.api.put(app_pod(f"blocked-{number}", owner=("StatefulSet", f"blocked-{number}"), ip=None))
+    cluster.api.put(app_pod("free", owner=("StatefulSet", "free"), ip=None))
+    cluster.api.fail(429, path="blocked-[0-9]/eviction", times=100, message="Cannot evict pod.")
+    for _ in range(2):
+        await cluster.reconcile()
+        cluster.clock.seconds += 10
+    assert cluster.api.names("Pod") == [f"blocked-{number}" for number in range(AT_ONCE)]
+
+
+async def test_owners_that_get_no_pods_do_not_keep_one_waiting_that_wants_none(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so many are read in one look, and these come first."""
+    monkeypatch.setattr(sidecar_pods, "_OWNERS_READ_MAX", 1)
+    await evicting(cluster)
+    for owner in (("StatefulSet", "app"), ("ReplicaSet", "web-5d4")):
+        for number in (0, 1):
+            cluster.api.put(app_pod(f"{owner[1]}-{number}", owner=owner, ip=None))
+    await cluster.reconcile()
+    metadata, seen = {"name": "web", "namespace": "shop"}, {"replicas": 1, "availableReplicas": 1}
+    made = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 1}, "status": {}})
+    cluster.api.put({**made, "status": {**seen, "observedGeneration": made["metadata"]["generation"]}})
+    for _ in range(2):
+        cluster.clock.seconds += 100
+        await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["app-1"]
 
 
 async def test_another_pod_of_the_same_name_is_left_alone(cluster: Cluster) -> None:

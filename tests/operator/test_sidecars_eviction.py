@@ -162,6 +162,14 @@ def test_an_owner_that_is_gone_is_forgotten_but_not_while_its_only_pod_is_away()
     assert decide([], turns, now_s=GONE_S).turns == {}
 
 
+def test_whose_turn_was_longest_ago_comes_first() -> None:
+    pods = [pod(f"{number:02}", owner=f"Deployment {number:02}") for number in range(AT_ONCE + 2)]
+    first = decide(pods, {}, now_s=0.0).evict
+    assert len(first) == AT_ONCE
+    tried = dict.fromkeys(first, 0.0)
+    assert list(decide(pods, {}, now_s=10.0, tried=tried).evict)[:2] == ["Deployment 10", "Deployment 11"]
+
+
 def test_what_was_not_evicted_is_not_remembered() -> None:
     """A budget refused it: the caller keeps only `turns`."""
     decision = decide([pod("a")], {}, now_s=0.0)

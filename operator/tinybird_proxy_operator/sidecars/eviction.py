@@ -64,12 +64,15 @@ def decide(
     now_s: float,
     hash: str = "",
     complete: Collection[str] = (),
+    tried: Mapping[str, float] | None = None,
 ) -> Decision:
     """``turns``: as they were remembered, by owner. ``hash``: of the present sidecar.
 
-    ``complete``: those of ``overdue`` that want no more pods than they have.
+    ``complete``: those of ``overdue`` that want no more pods than they have. ``tried``: when an owner's turn was last;
+    whose was longest ago comes first, so that those with a budget that lets nobody go do not keep others waiting.
     """
-    owners = _by_owner(pods)
+    last = tried or {}
+    owners = dict(sorted(_by_owner(pods).items(), key=lambda each: last.get(each[0], float("-inf"))))
     kept = {name: _judged(turn, owners.get(name, ()), now_s, hash) for name, turn in turns.items()}
     kept = {name: turn for name, turn in kept.items() if name in owners or now_s - turn.at_s < GONE_S}
     useless = [name for name, turn in kept.items() if turn.failures and name in owners]
