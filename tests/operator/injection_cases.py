@@ -302,6 +302,26 @@ AGAIN: Final = (
         },
     ),
     Case(
+        name="a pod that was injected with other ports: what led to the sidecar there follows it",
+        pod=earlier(
+            pod(
+                container(env=[variable("A"), variable("TINYBIRD_URL", "http://127.0.0.1:17000")]),
+                container("elsewhere", env=[variable("TINYBIRD_URL", "http://127.0.0.1:8000")]),
+                initContainers=[container("migrate", env=[variable("TINYBIRD_URL", "http://127.0.0.1:17000")])],
+            ),
+            ports=[port(17000, name="tbp-events"), port(17001, name="tbp-admin")],
+        ),
+        expected={
+            **_GETS_IT,
+            "init": [SIDECAR_CONTAINER, "migrate"],
+            "env": {
+                "migrate": _BOTH[:1],
+                "app": ["A=mine", _BOTH[0]],
+                "elsewhere": ["TINYBIRD_URL=http://127.0.0.1:8000"],
+            },
+        },
+    ),
+    Case(
         name="a mesh has come in before it",
         pod=moved(injected(pod(initContainers=[container("migrate")])), _ISTIO),
         expected={

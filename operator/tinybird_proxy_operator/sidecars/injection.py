@@ -179,22 +179,32 @@ def _container_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
 def _env_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
     """At the front, so that the pod's own variables may refer to them. Where a name is set already it stays.
 
-    Where the first is set, the URL, the container sends elsewhere, and what belongs to ours would be in its way.
+    Where the first is set, the URL, the container sends elsewhere, and what belongs to ours would be in its way. One
+    that leads to the sidecar that the pod was copied with follows it to its port.
     """
     spec, env = pod["spec"], sidecar.get("env", ())
-    others = _others(_list(spec, "initContainers"))
+    others, former = _others(_list(spec, "initContainers")), _former_urls(spec)
     place = _place(others)
     later = [(f"initContainers/{index + 1}", each) for index, each in enumerate(others) if index >= place]
     ordinary = [(f"containers/{index}", each) for index, each in enumerate(_list(spec, "containers"))]
     for path, container in [*later, *ordinary]:
         own = _list(container, "env")
         names = set(_names(own))
+        for index, entry in enumerate(own):
+            if env and entry["name"] == env[0]["name"] and entry.get("value") in former - {env[0]["value"]}:
+                yield {"op": "replace", "path": f"/spec/{path}/env/{index}/value", "value": env[0]["value"]}
         missing = [] if env and env[0]["name"] in names else [entry for entry in env if entry["name"] not in names]
         if missing and not own:
             yield {"op": "add", "path": f"/spec/{path}/env", "value": missing}
         elif missing:
             for index, entry in enumerate(missing):
                 yield {"op": "add", "path": f"/spec/{path}/env/{index}", "value": entry}
+
+
+def _former_urls(spec: Mapping[str, Any]) -> set[str]:
+    """Where the sidecar listens that is in the pod already."""
+    ours = [each for each in _list(spec, "initContainers") if _is_ours(each)]
+    return {f"http://127.0.0.1:{port}" for each in ours for port in _tcp_ports(each)}
 
 
 def _volume_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:

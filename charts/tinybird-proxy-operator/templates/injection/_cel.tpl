@@ -85,6 +85,11 @@ not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook
     quantity(string(c.resources.limits[what])).compareTo(quantity("0")) != 0 &&
     quantity(string(c.resources.?requests[?what].orValue(c.resources.limits[what]))).compareTo(
     quantity(string(c.resources.limits[what]))) == 0))
+# Where the sidecar listens that is in the pod already.
+- name: former
+  expression: >-
+    variables.found.map(i, variables.init[i].?ports.orValue([]).filter(p, p.?protocol.orValue("TCP") == "TCP").map(p,
+    "http://127.0.0.1:" + string(p.containerPort))).flatten()
 - name: resources
   expression: >-
     variables.guaranteed ? variables.sidecar.guaranteedResources : variables.sidecar.container.?resources.orValue({})
@@ -117,6 +122,14 @@ missing.transformList(j, e, JSONPatch{op: "add", path: "/spec/{{ .path }}/" + st
 string(j), value: e})).flatten()).flatten()
 {{- end }}
 
+{{/* A URL that leads to the sidecar that the pod was copied with. */}}
+{{- define "injection.urlPatch" -}}
+(size(variables.former) == 0 || size(variables.env) == 0 ? [] : {{ .of }}.transformList(i, c, i >= {{ .from }},
+c.?env.orValue([]).transformList(j, e, e.name == variables.env[0].name && e.?value.orValue("") in variables.former &&
+e.value != variables.env[0].value, JSONPatch{op: "replace", path: "/spec/{{ .path }}/" + string(i + {{ .shift }}) +
+"/env/" + string(j) + "/value", value: variables.env[0].value})).flatten())
+{{- end }}
+
 {{/* Of a label or an annotation. */}}
 {{- define "injection.entryPatch" -}}
 (has(object.metadata.{{ .field }}) ?
@@ -139,6 +152,10 @@ path: "/spec/initContainers/" + string(variables.place) + "/resources", value: v
 {{ include "injection.envPatch" (dict "of" "variables.others" "from" "variables.place" "path" "initContainers" "shift" 1) }} +
 
 {{ include "injection.envPatch" (dict "of" "object.spec.containers" "from" 0 "path" "containers" "shift" 0) }} +
+
+{{ include "injection.urlPatch" (dict "of" "variables.others" "from" "variables.place" "path" "initContainers" "shift" 1) }} +
+
+{{ include "injection.urlPatch" (dict "of" "object.spec.containers" "from" 0 "path" "containers" "shift" 0) }} +
 
 variables.staleVolumes.map(i, JSONPatch{op: "remove", path: "/spec/volumes/" + string(i)}) +
 (size(variables.missingVolumes) == 0 ? [] : size(variables.podVolumes) == 0 ?
