@@ -79,10 +79,14 @@ class SidecarPods:
         before, now_s, tried = self._turns.get(key, {}), self.now(), self._tried.get(key, {})
         late = eviction.overdue(pods, before, now_s=now_s)
         late = sorted(late, key=lambda owner: tried.get(owner, float("-inf")))[:_OWNERS_READ_MAX]
+        labels = await namespace_labels(self.kube, proxy.namespace) if late else {}
         complete = []
         for owner in late:
             found = await self._deployment(proxy.namespace, owner)
-            if found is not None and not eviction.wants_more(found):  # it was scaled down
+            if found is None or eviction.wants_more(found):
+                continue
+            # It was scaled down; or what came does not ask, for the label is on pods and not in the template.
+            if eviction.would_ask(found, proxy.name, labels):
                 complete.append(owner)
         decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete, tried=tried)
         turns, told = dict(decision.turns), []

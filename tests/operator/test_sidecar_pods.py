@@ -10,9 +10,12 @@ from tests.operator.clusters import Cluster
 from tests.operator.test_sidecar_looks import look
 
 from tinybird_proxy_operator import sidecar_pods
+from tinybird_proxy_operator.names import INJECT_LABEL
 from tinybird_proxy_operator.sidecars.eviction import AT_ONCE
 
 EVICT: dict[str, Any] = {"sidecar": {"rollout": "Evict"}}
+# Of a Deployment.
+ASKS: dict[str, Any] = {"template": {"metadata": {"labels": {INJECT_LABEL: "events"}}}}
 
 
 async def evicting(cluster: Cluster, *names: str) -> None:
@@ -73,7 +76,7 @@ async def test_owners_that_get_no_pods_do_not_keep_one_waiting_that_wants_none(
             cluster.api.put(app_pod(f"{owner[1]}-{number}", owner=owner, ip=None))
     await cluster.reconcile()
     metadata, seen = {"name": "web", "namespace": "shop"}, {"replicas": 1, "availableReplicas": 1}
-    made = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 1}, "status": {}})
+    made = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 1, **ASKS}, "status": {}})
     cluster.api.put({**made, "status": {**seen, "observedGeneration": made["metadata"]["generation"]}})
     for _ in range(2):
         cluster.clock.seconds += 100
@@ -134,7 +137,7 @@ async def test_nobody_is_evicted_for_a_sidecar_that_is_not_in_the_status_yet(clu
 async def test_a_deployment_whose_pods_cannot_be_made_keeps_the_others(cluster: Cluster) -> None:
     await evicting(cluster, "a", "b")
     metadata = {"name": "app", "namespace": "shop"}
-    short = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2}, "status": {}})
+    short = cluster.api.put({"kind": "Deployment", "metadata": metadata, "spec": {"replicas": 2, **ASKS}, "status": {}})
     seen = {"observedGeneration": short["metadata"]["generation"], "replicas": 1}
     cluster.api.put({**short, "status": {**seen, "replicas": 2, "availableReplicas": 2}})
     await cluster.reconcile()
@@ -143,8 +146,10 @@ async def test_a_deployment_whose_pods_cannot_be_made_keeps_the_others(cluster: 
         cluster.clock.seconds += 100
         await cluster.reconcile()
     assert cluster.api.names("Pod") == ["b"]
-    assert "no pod came in the place of the one that was evicted" in cluster.message("SidecarsCurrent")
-    short = cluster.api.put({**cluster.api.get("Deployment", "app"), "spec": {"replicas": 1}})
+    assert "no pod that asks for the sidecar came in the place of the one that was evicted" in cluster.message(
+        "SidecarsCurrent"
+    )
+    short = cluster.api.put({**cluster.api.get("Deployment", "app"), "spec": {"replicas": 1, **ASKS}})
     cluster.api.put(
         {**short, "status": {**seen, "observedGeneration": short["metadata"]["generation"], "availableReplicas": 1}}
     )
@@ -166,6 +171,26 @@ async def test_a_deployment_that_lacks_pods_is_waited_for_also_by_an_operator_th
     cluster.api.put(app_pod("a", ready=False, ip=None))  # its going takes nothing away
     await cluster.reconcile()
     assert cluster.api.names("Pod") == ["b"]
+
+
+async def test_a_deployment_whose_template_does_not_ask_keeps_the_pods_that_were_labelled_one_by_one(
+    cluster: Cluster,
+) -> None:
+    """What comes in the place of one has no sidecar either: it does not ask, and so is not seen here."""
+    await evicting(cluster, "a", "b")
+    spec = {"replicas": 2, "template": {"metadata": {"labels": {"app": "shop"}}}}
+    made = cluster.api.put({"kind": "Deployment", "metadata": {"name": "app", "namespace": "shop"}, "spec": spec})
+    seen = {"observedGeneration": made["metadata"]["generation"], "replicas": 2, "availableReplicas": 2}
+    cluster.api.put({**made, "status": seen})
+    for _ in range(5):
+        await cluster.reconcile()
+        cluster.clock.seconds += 100
+    assert cluster.api.names("Pod") == ["b"]
+    assert "The label must be in its template" in cluster.message("SidecarsCurrent")
+    labels = {INJECT_LABEL: "events"}  # of the namespace, which the next pod gets it by
+    cluster.api.put({"kind": "Namespace", "metadata": {"name": "shop", "labels": labels}})
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == []
 
 
 async def test_what_is_no_deployment_and_got_no_successor_keeps_the_others(cluster: Cluster) -> None:

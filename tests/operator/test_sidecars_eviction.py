@@ -82,7 +82,7 @@ def test_where_no_successor_comes_nobody_else_goes_until_the_owner_is_known_to_w
     assert overdue(pods, turns, now_s=SUCCESSOR_S) == ["Deployment app"]
     decision = decide(pods, turns, now_s=SUCCESSOR_S * 100)
     assert decision.evict == {}
-    assert "Deployment app: no pod came in the place" in decision.held[0]
+    assert "Deployment app: no pod that asks for the sidecar came in the place" in decision.held[0]
     scaled = decide(pods, turns, now_s=SUCCESSOR_S, complete=["Deployment app"])
     assert [each.name for each, _ in scaled.evict.values()] == ["b"]
     assert evicted([pod("b"), pod("c", State.CURRENT)], turns, now_s=SUCCESSOR_S * 100) == ["b"]

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tinybird_proxy_operator.names import some
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, State
+from tinybird_proxy_operator.sidecars.injection import chosen
 
 AT_ONCE: Final = 10  # owners, in one look
 # So long a pod's successor may take to be there.
@@ -68,8 +69,9 @@ def decide(
 ) -> Decision:
     """``turns``: as they were remembered, by owner. ``hash``: of the present sidecar.
 
-    ``complete``: those of ``overdue`` that want no more pods than they have. ``tried``: when an owner's turn was last;
-    whose was longest ago comes first, so that those with a budget that lets nobody go do not keep others waiting.
+    ``complete``: those of ``overdue`` that want no more pods than they have, and whose pods ask.
+    ``tried``: when an owner's turn was last; whose was longest ago comes first, so that those with a budget that lets
+    nobody go do not keep others waiting.
     """
     last = tried or {}
     owners = dict(sorted(_by_owner(pods).items(), key=lambda each: last.get(each[0], float("-inf"))))
@@ -115,6 +117,12 @@ def wants_more(deployment: Mapping[str, Any], *, ready: bool = False) -> bool:
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return True
     return bool(status.get("availableReplicas" if ready else "replicas", 0) < spec.get("replicas", 1))
+
+
+def would_ask(deployment: Mapping[str, Any], name: str, namespace_labels: Mapping[str, str]) -> bool:
+    """Whether the pods that the Deployment makes ask for the sidecar of ``name``, as far as its template says."""
+    template = (deployment.get("spec") or {}).get("template") or {}
+    return chosen((template.get("metadata") or {}).get("labels"), namespace_labels) == name
 
 
 def _by_owner(pods: Sequence[AppPod]) -> dict[str, list[AppPod]]:
@@ -173,6 +181,7 @@ def _nothing_came(owner: str, for_s: float) -> str:
     if for_s < SUCCESSOR_S:
         return f"{owner}: the next is evicted when another pod is in the place of the last."
     return (
-        f"{owner}: no pod came in the place of the one that was evicted, so no other is. Its Events say why none can be"
-        " made (a quota, an admission that refuses it?); if it was scaled down, restart it."
+        f"{owner}: no pod that asks for the sidecar came in the place of the one that was evicted, so no other is. The"
+        " label must be in its template, or on the namespace; its Events say why no pod can be made (a quota, an"
+        " admission that refuses it?); if it was scaled down, restart it."
     )
