@@ -139,6 +139,17 @@ class LostRows:
             _log.warning("%s is gone, and rows may be lost: %s", key, text)
         self.forget(key)
 
+    def end(self) -> None:
+        """This process ends: the log tells what is not told yet, for the next one does not find it."""
+        for key, of_key in self._waiting.items():
+            for each in of_key.values():
+                _log.warning(
+                    "%s: rows were lost, and this process ends before it has told: %s", key, in_words(each.ended)
+                )
+        for key, gone in self._untold.items():
+            for text in gone.values():
+                _log.warning("%s: rows may be lost, and this process ends before it has told: %s", key, text)
+
     def forget(self, key: Key) -> None:
         """The resource is another operator's."""
         self._count -= len(self._waiting.pop(key, {}))

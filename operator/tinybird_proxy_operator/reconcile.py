@@ -88,6 +88,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Read no more for anybody."""
+        self.lost.end()
         await self._autoscalers.close()
 
     def changed(self, key: Key) -> None:

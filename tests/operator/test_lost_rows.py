@@ -222,6 +222,22 @@ async def test_of_a_resource_that_is_gone_the_log_tells(cluster: Cluster, caplog
     assert not cluster.reconciler.lost._waiting
 
 
+async def test_what_nobody_has_told_when_the_process_ends_is_in_the_log(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pods are gone, so whoever leads next does not find it."""
+    await cluster.installed()
+    die(cluster, 0)
+    cluster.reconciler.lost.saw(alive(7), False)
+    heard(cluster, 7, 40)
+    cluster.reconciler.lost.saw(alive(7), True)
+    with caplog.at_level(logging.WARNING):
+        await cluster.reconciler.close()
+    ends = "this process ends before it has told: "
+    assert f"shop/events: rows were lost, and {ends}The proxy in events-5d8f-0 stopped with 3 rows lost" in caplog.text
+    assert f"shop/events: rows may be lost, and {ends}{GONE}" in caplog.text
+
+
 async def test_of_another_operators_resource_nothing_is_kept_or_said(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
