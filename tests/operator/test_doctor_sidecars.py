@@ -89,6 +89,7 @@ def test_injection_that_is_off_is_told_with_the_chart_value() -> None:
         "injection=Policy",
         "injection=Webhook",
     ]
+    assert "Policy needs Kubernetes 1.36, Webhook 1.31." in finding.next
     assert "helm upgrade RELEASE CHART --namespace tinybird-system --reset-then-reuse-values" in finding.commands[0]
     assert "Put right first" in found(facts(MISSED, settings=operator_settings()), Reason.SIDECARS_MISSED).next
 

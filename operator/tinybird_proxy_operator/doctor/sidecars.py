@@ -85,7 +85,7 @@ def _off(facts: Facts) -> Generator[Finding, None, bool]:
             level=_PROBLEM,
             reason=Reason.INJECTION_OFF,
             what=off,
-            next="Policy needs Kubernetes 1.36, Webhook any from 1.29 on. Then restart the pods that ask. One of:",
+            next="Policy needs Kubernetes 1.36, Webhook 1.31. Then restart the pods that ask. One of:",
             commands=[helm_upgrade(settings, f"--set injection={way}") for way in ("Policy", "Webhook")],
         )
     elif off:
