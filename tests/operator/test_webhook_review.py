@@ -77,6 +77,7 @@ def wrong(path: str, value: Any) -> Any:
         ("request.object.spec.containers.0.ports", 80),
         ("request.object.spec.containers.0.ports.0.containerPort", [80]),
         ("request.object.spec.containers.0.env", [{"value": "x"}]),
+        ("request.object.spec.containers.0.env", [{"name": "x", "value": ["x"]}]),
         ("request.object.spec.containers.0.resources", {"limits": {"cpu": []}}),
         ("request.object.spec.initContainers.0.name", None),
         ("request.object.spec.volumes", [{}]),

@@ -49,6 +49,10 @@ class _Named(msgspec.Struct):
     name: str
 
 
+class _Variable(_Named):
+    value: str | None = None
+
+
 class _Port(msgspec.Struct):
     containerPort: int
     protocol: str = ""
@@ -63,7 +67,7 @@ class _Container(msgspec.Struct):
     name: str
     restartPolicy: str | None = None
     ports: list[_Port] | None = None
-    env: list[_Named] | None = None
+    env: list[_Variable] | None = None
     resources: _Resources | None = None
 
 
