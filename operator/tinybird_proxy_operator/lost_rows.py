@@ -190,7 +190,10 @@ class Verdict:
 
 
 def add_up(old: Mapping[str, Any], waiting: Sequence[Waiting], *, since: str) -> Verdict:
-    """Count, the earliest first. ``since``: when the resource was made; what ended before was a namesake's."""
+    """Count, the earliest first. ``since``: when the resource was made; an end that is found and earlier: a namesake's.
+
+    What was seen to end is counted, whatever its node's clock says.
+    """
     recent = [dict(each) for each in old.get("recent") or ()]
     until = old.get("countedUntil") or ""
     listed = {(each.get("pod"), each.get("at")) for each in recent}
@@ -199,7 +202,7 @@ def add_up(old: Mapping[str, Any], waiting: Sequence[Waiting], *, since: str) ->
     for each in sorted(waiting, key=lambda each: each.ended.at):
         at = each.ended.at
         known = each.counted or (each.ended.pod, at) in listed
-        if known or at < since or (each.found and at <= until):
+        if known or (each.found and (at < since or at <= until)):
             before.append(each)
         else:
             not_counted.append(each)

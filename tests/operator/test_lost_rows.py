@@ -200,6 +200,17 @@ async def test_what_a_namesake_lost_before_the_resource_was_made_is_not_its_own(
     assert "lost" not in cluster.status()
 
 
+async def test_what_was_seen_to_end_counts_even_if_its_nodes_clock_is_behind_the_resource(cluster: Cluster) -> None:
+    await cluster.installed()
+    pod = dead(0)
+    pod["status"]["containerStatuses"][0]["state"] = terminated("3 rows lost", "2025-12-31T23:59:59Z")
+    cluster.reconciler.lost.saw(alive(0), False)
+    cluster.reconciler.lost.saw(pod, True)
+    await cluster.reconcile()
+    assert lost(cluster) == (3, 0, 0)
+    assert len(events(cluster)) == 1
+
+
 async def test_the_count_stays_while_the_spec_cannot_be_read_and_while_nobody_manages_it(cluster: Cluster) -> None:
     await cluster.installed()
     die(cluster, 0)
