@@ -37,6 +37,7 @@ RESOURCES: Final[Mapping[str, ApiResource]] = {
     "Namespace": ApiResource("v1", "namespaces"),
     "Deployment": ApiResource("apps/v1", "deployments"),
     "ReplicaSet": ApiResource("apps/v1", "replicasets"),
+    "StatefulSet": ApiResource("apps/v1", "statefulsets"),
     "Job": ApiResource("batch/v1", "jobs"),
     "PodDisruptionBudget": ApiResource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": ApiResource("networking.k8s.io/v1", "networkpolicies"),

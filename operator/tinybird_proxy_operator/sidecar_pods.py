@@ -27,6 +27,7 @@ _ASKED_AT_ONCE: Final = 50
 ASKING_S: Final = 60.0
 _READ_AT_ONCE: Final = 10  # answers may be large, and the operator's memory is not
 _OWNERS_READ_MAX: Final = 10  # in one look
+_COUNTED: Final = ("Deployment", "StatefulSet")
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class SidecarPods:
         labels = await namespace_labels(self.kube, proxy.namespace) if late else {}
         complete = []
         for owner in late:
-            found = await self._deployment(proxy.namespace, owner)
+            found = await self._owner(proxy.namespace, owner)
             if found is None or eviction.wants_more(found):
                 continue
             # It was scaled down; or what came does not ask, for the label is on pods and not in the template.
@@ -91,8 +92,10 @@ class SidecarPods:
         decision = eviction.decide(pods, before, now_s=now_s, hash=hash, complete=complete, tried=tried)
         turns, told = dict(decision.turns), []
         for owner, (pod, turn) in decision.evict.items():
-            found = await self._deployment(proxy.namespace, owner)
-            if found is not None and eviction.wants_more(found, ready=pod.ready):
+            found = await self._owner(proxy.namespace, owner)
+            # A StatefulSet may make no other pod before one that is not Ready is, so such a one goes anyhow.
+            may_lack = pod.ready or owner.startswith("Deployment ")
+            if found is not None and may_lack and eviction.wants_more(found, ready=pod.ready):
                 told.append(f"{owner}: the next is evicted when it has all the pods that it wants.")
                 continue
             try:
@@ -123,11 +126,11 @@ class SidecarPods:
             await self.events.tell(proxy, Reason.EVICTION_USELESS, text, warning=True, about=" ".join(decision.useless))
         return told
 
-    async def _deployment(self, namespace: str, owner: str) -> Object | None:
-        """None: it is none, or none that may be read."""
+    async def _owner(self, namespace: str, owner: str) -> Object | None:
+        """What says how many pods it wants; None: it does not, is not there, or may not be read."""
         kind, _, name = owner.partition(" ")
         try:
-            return await self.kube.find(kind, namespace, name) if kind == "Deployment" else None
+            return await self.kube.find(kind, namespace, name) if kind in _COUNTED else None
         except Forbidden:
             return None
 

@@ -58,6 +58,8 @@ LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 # What the chart's values add. Kinds that a cluster may not have are not watched.
 UNWATCHED = tuple(verb for verb in CHILD if verb != "watch")
 ASKED_FOR = {("monitoring.coreos.com", "podmonitors"): UNWATCHED, ("keda.sh", "scaledobjects"): UNWATCHED}
+# With injection, for evictions.
+EVICTS = {("", "pods/eviction"): ("create",), ("apps", "statefulsets"): ("get",)}
 # Of the whole cluster, by name.
 CLUSTER = {("apiregistration.k8s.io", "apiservices"): ("get",)}
 # What the metrics API alone reads and writes; see test_metrics_api_chart.py.
@@ -197,9 +199,15 @@ def test_the_operator_gets_exactly_the_rights_that_it_uses(name: str) -> None:
     assert one(rendered, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account["name"]
 
 
+@pytest.mark.parametrize("way", ["Policy", "Webhook"])
+def test_with_injection_it_may_evict_and_read_what_lacks_pods(way: str) -> None:
+    role = one(render(OPERATOR, given={"injection": way}), "ClusterRole", "release-tinybird-proxy-operator")
+    assert rights(role) == RIGHTS | CLUSTER | EVICTS
+
+
 def test_there_is_a_right_for_every_kind_that_the_operator_knows() -> None:
     known = {(r.api_version.rpartition("/")[0], r.plural) for r in RESOURCES.values()} - METRICS_API - WEBHOOK
-    assert known == {key for key in RIGHTS | CLUSTER | ASKED_FOR | LEASE if "/" not in key[1]}
+    assert known == {key for key in RIGHTS | CLUSTER | ASKED_FOR | EVICTS | LEASE if "/" not in key[1]}
     plurals = {kind: (resource.api_version.rpartition("/")[0], resource.plural) for kind, resource in RESOURCES.items()}
     for _, kind in KINDS:
         assert (RIGHTS | ASKED_FOR)[plurals[kind]] == (UNWATCHED if plurals[kind] in ASKED_FOR else CHILD)

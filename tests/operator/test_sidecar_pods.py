@@ -193,6 +193,38 @@ async def test_a_deployment_whose_template_does_not_ask_keeps_the_pods_that_were
     assert cluster.api.names("Pod") == []
 
 
+async def test_a_statefulset_that_lacks_pods_is_waited_for_by_an_operator_that_has_just_started(
+    cluster: Cluster,
+) -> None:
+    """Whoever led before has evicted one, and none can be made."""
+    await evicting(cluster)
+    metadata, owner = {"name": "db", "namespace": "shop"}, ("StatefulSet", "db")
+    for number in (1, 2):
+        cluster.api.put(app_pod(f"db-{number}", owner=owner, ip=None))
+    made = cluster.api.put({"kind": "StatefulSet", "metadata": metadata, "spec": {"replicas": 3, **ASKS}})
+    lacking = {"observedGeneration": made["metadata"]["generation"], "replicas": 2, "availableReplicas": 2}
+    made = cluster.api.put({**made, "status": lacking})
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["db-1", "db-2"]
+    assert "StatefulSet db: the next is evicted when it has all the pods" in cluster.message("SidecarsCurrent")
+    cluster.api.put(app_pod("db-1", owner=owner, ready=False, ip=None))  # no other is made before this one is Ready
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == ["db-2"]
+
+
+async def test_a_statefulset_that_was_scaled_down_needs_no_successor(cluster: Cluster) -> None:
+    await evicting(cluster)
+    for number in (0, 1):
+        cluster.api.put(app_pod(f"db-{number}", owner=("StatefulSet", "db"), ip=None))
+    await cluster.reconcile()
+    metadata, seen = {"name": "db", "namespace": "shop"}, {"replicas": 1, "availableReplicas": 1}
+    made = cluster.api.put({"kind": "StatefulSet", "metadata": metadata, "spec": {"replicas": 1, **ASKS}})
+    cluster.api.put({**made, "status": {**seen, "observedGeneration": made["metadata"]["generation"]}})
+    cluster.clock.seconds += 100
+    await cluster.reconcile()
+    assert cluster.api.names("Pod") == []
+
+
 async def test_what_is_no_deployment_and_got_no_successor_keeps_the_others(cluster: Cluster) -> None:
     await evicting(cluster)
     for name in ("db-0", "db-1"):

@@ -98,10 +98,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
 {{- if ne .Values.injection "None" }}
-# For spec.sidecar.rollout: Evict.
+# For spec.sidecar.rollout: Evict, within what the pods' owner says it lacks.
 - apiGroups: [""]
   resources: [pods/eviction]
   verbs: [create]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get]
 {{- end }}
 {{- if .Values.rbac.scaledObjects }}
 # Not watched, as PodMonitors: a cluster may get the kind later, or lose it. Each full look repairs them.

@@ -108,20 +108,20 @@ def overdue(pods: Sequence[AppPod], turns: Mapping[str, Turn], *, now_s: float) 
     ]
 
 
-def wants_more(deployment: Mapping[str, Any], *, ready: bool = False) -> bool:
-    """Whether the Deployment has fewer pods than it wants; ``ready``: or fewer that are available.
+def wants_more(owner: Mapping[str, Any], *, ready: bool = False) -> bool:
+    """Whether the Deployment or StatefulSet has fewer pods than it wants; ``ready``: or fewer that are available.
 
     It does not matter why: its author rolls it out, or its pods cannot be made.
     """
-    spec, status = deployment.get("spec") or {}, deployment.get("status") or {}
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+    spec, status = owner.get("spec") or {}, owner.get("status") or {}
+    if status.get("observedGeneration", 0) < owner["metadata"].get("generation", 0):
         return True
     return bool(status.get("availableReplicas" if ready else "replicas", 0) < spec.get("replicas", 1))
 
 
-def would_ask(deployment: Mapping[str, Any], name: str, namespace_labels: Mapping[str, str]) -> bool:
-    """Whether the pods that the Deployment makes ask for the sidecar of ``name``, as far as its template says."""
-    template = (deployment.get("spec") or {}).get("template") or {}
+def would_ask(owner: Mapping[str, Any], name: str, namespace_labels: Mapping[str, str]) -> bool:
+    """Whether the pods that it makes ask for the sidecar of ``name``, as far as its template says."""
+    template = (owner.get("spec") or {}).get("template") or {}
     return chosen((template.get("metadata") or {}).get("labels"), namespace_labels) == name
 
 

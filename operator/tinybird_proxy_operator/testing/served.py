@@ -33,6 +33,7 @@ KINDS: Final = {
     "Namespace": Served("v1", "namespaces", has_status=True, has_generation=False, namespaced=False),
     "Deployment": Served("apps/v1", "deployments", has_status=True),
     "ReplicaSet": Served("apps/v1", "replicasets", has_status=True),
+    "StatefulSet": Served("apps/v1", "statefulsets", has_status=True),
     "Job": Served("batch/v1", "jobs", has_status=True),
     "PodDisruptionBudget": Served("policy/v1", "poddisruptionbudgets", has_status=True),
     "NetworkPolicy": Served("networking.k8s.io/v1", "networkpolicies"),
