@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Final
 
 from tinybird_proxy_operator import checks
-from tinybird_proxy_operator.credentials import Token, read_tokens
+from tinybird_proxy_operator.credentials import Token, read_token, read_tokens
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
@@ -19,7 +19,7 @@ from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.sidecar_pods import SidecarPods
 from tinybird_proxy_operator.sidecars import evidence, standing
 from tinybird_proxy_operator.sidecars.app_pods import AppPod
-from tinybird_proxy_operator.spec import Proxy
+from tinybird_proxy_operator.spec import Proxy, SecretKey
 
 # A look lists the namespace's pods, so a large one is looked at less often than each FIGURES_S.
 _PODS_A_SECOND: Final = 50.0
@@ -65,6 +65,8 @@ class SidecarLooks:
         rendered = old.get("sidecar")
         if managed and not told:
             rendered, told = self._rendered(proxy, token, rendered)
+        if managed and told and rendered is not None and (unshared := await self._unshared(proxy, rendered)):
+            rendered, told = None, [*told, *(problem for problem in unshared if problem not in told)]
         pods = await self.app_pods.read(proxy, rendered)
         evicts = managed and problems is None and proxy.spec.sidecar.rollout == "Evict" and not proxy.deleting
         others = self._others(key, old, pods)
@@ -119,19 +121,22 @@ class SidecarLooks:
     def _rendered(self, proxy: Proxy, token: Token, old: Object | None) -> tuple[Object | None, list[Problem]]:
         """What pods get from now on. A Secret that is not there yet is told, and waited for by the sidecars.
 
-        One that is there and does not carry the label must not come into any pod: then there is no sidecar, unless the
-        one before has another Secret.
+        One that is there and does not carry the label must not come into any pod: the sidecar stays as it was before.
         """
         problem = token.problem
-        ref = proxy.spec.tinybird.token_secret_ref
         if problem is not None and problem.reason is Reason.SECRET_NOT_SHARED:
-            unshared = ref is not None and old is not None and sidecar.mounts(old, ref.name)
-            return None if unshared else old, [problem]
+            return old, [problem]
         try:
             rendered = sidecar.build(Desired(proxy=proxy, replicas=0, settings=self.settings))
         except SpecError as error:
             return old, [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
         return rendered, [] if problem is None else [problem]
+
+    async def _unshared(self, proxy: Proxy, rendered: Object) -> list[Problem]:
+        """Why no pod may get this one any longer, whatever else is wrong: the label was taken off its Secret."""
+        tokens = [await read_token(self.kube, proxy.namespace, SecretKey(name)) for name in sidecar.secrets(rendered)]
+        problems = [token.problem for token in tokens if token.problem is not None]
+        return [problem for problem in problems if problem.reason is Reason.SECRET_NOT_SHARED]
 
     def _with_lost_rows(self, key: Key, pods: Sequence[AppPod]) -> list[PodFacts]:
         facts = [pod.facts for pod in pods if pod.facts is not None]

@@ -70,6 +70,27 @@ async def test_a_label_that_is_taken_away_takes_the_sidecar_away_from_new_pods(c
     assert "sidecar" not in await look(cluster)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"image": "evil.example.com/proxy:1"},
+        {"batch": {"maxRows": "many"}},
+        {"tinybird": {"tokenSecretRef": {"name": "other"}}},
+    ],
+    ids=["not allowed", "not read", "another"],
+)
+async def test_a_label_that_is_taken_away_does_so_whatever_else_is_wrong(
+    cluster: Cluster, spec: dict[str, Any]
+) -> None:
+    cluster.secret()
+    cluster.secret("other", shared=False)
+    await look(cluster, {})
+    assert "sidecar" in await look(cluster, spec)
+    cluster.secret(shared=False)
+    assert "sidecar" not in await look(cluster)
+    assert "Secret tinybird does not carry the label" in cluster.message("Degraded")
+
+
 async def test_naming_a_secret_that_is_not_shared_keeps_the_one_before(cluster: Cluster) -> None:
     cluster.secret()
     before = (await look(cluster, {}))["sidecar"]

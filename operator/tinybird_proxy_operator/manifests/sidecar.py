@@ -37,9 +37,9 @@ def build(desired: Desired) -> dict[str, Any]:
     return {"hash": hashlib.sha256(canonical.encode()).hexdigest()[:8], **rendered}
 
 
-def mounts(rendered: Mapping[str, Any], secret: str) -> bool:
-    """Whether it brings a Secret into pods."""
-    return any((volume.get("secret") or {}).get("secretName") == secret for volume in rendered.get("volumes", ()))
+def secrets(rendered: Mapping[str, Any]) -> list[str]:
+    """The names of those that it brings into pods."""
+    return [volume["secret"]["secretName"] for volume in rendered.get("volumes", ()) if "secret" in volume]
 
 
 def _container(desired: Desired) -> dict[str, Any]:
