@@ -48,10 +48,10 @@ def app_deployment(*arguments: str, name: str = "app", replicas: int = 1, grace_
 
 
 def roll_out(namespace: Namespace, *workloads: Mapping[str, Any]) -> None:
-    """Make these Deployments, and wait until they are available."""
+    """Make these Deployments or StatefulSets, and wait until they are available."""
     namespace.apply(sidecar_pods.app_script(), *workloads)
     for each in workloads:
-        namespace.kubectl("rollout", "status", f"deployment/{each['metadata']['name']}", "--timeout=80s")
+        namespace.kubectl("rollout", "status", f"{each['kind']}/{each['metadata']['name']}", "--timeout=80s")
 
 
 def pods(namespace: Namespace, app: str = "app") -> list[Object]:

@@ -18,7 +18,6 @@ EXCUSED: Final = {
     "list events": "doctor, of a pod that waits for a node's answer",
     "delete deployments.apps": "only of one that carries the resource's UID under another name",
     "delete serviceaccounts": "the same",
-    "get statefulsets.apps": "for evictions of its pods; the apps of these tests are Deployments",
 }
 
 

@@ -44,13 +44,15 @@ def test_a_change_is_stale_in_old_pods_until_evictions_within_the_budget_make_th
 ) -> None:
     namespace.apply(token_secret(), sidecar(namespace))
     namespace.wait_ready()
-    roll_out(namespace, app_deployment("app", replicas=2))
+    stateful = app_deployment("store", name="store", grace_s=1)
+    stateful = {**stateful, "kind": "StatefulSet", "spec": {**stateful["spec"], "serviceName": "store"}}
+    roll_out(namespace, app_deployment("app", replicas=2), stateful)
     old = rendered(namespace)["hash"]
-    until_counted(namespace, injected=2)
+    until_counted(namespace, injected=3)
     namespace.apply(_budget(2), sidecar(namespace, batch={"maxRows": 500}))
-    until_counted(namespace, injected=2, stale=2)
+    until_counted(namespace, injected=3, stale=3)
     message = namespace.until_condition("SidecarsCurrent", "False", "SidecarsStale")
-    assert "Restart Deployment app, or set spec.sidecar.rollout to Evict." in message
+    assert "Restart Deployment app, StatefulSet store, or set spec.sidecar.rollout to Evict." in message
     assert {sidecar_of(each)[1] for each in pods(namespace)} == {old}
     namespace.apply(sidecar(namespace, batch={"maxRows": 500}, sidecar={"rollout": "Evict"}))
     until(
@@ -61,9 +63,11 @@ def test_a_change_is_stale_in_old_pods_until_evictions_within_the_budget_make_th
     assert {sidecar_of(each)[1] for each in pods(namespace)} == {old}
     with namespace.watched("deployment", "app", ".status.readyReplicas") as versions:
         namespace.apply(_budget(1))
-        until_counted(namespace, injected=2, timeout_s=80)
+        until_counted(namespace, injected=3, timeout_s=80)
     # One at a time: a pod of the two was always there.
     assert min(int(ready or 0) for [ready] in versions) >= 1
-    assert {sidecar_of(each)[1] for each in pods(namespace)} == {rendered(namespace)["hash"]}
-    assert len(namespace.events("Evicted")) == 2
+    assert {sidecar_of(each)[1] for each in (*pods(namespace), *pods(namespace, "store"))} == {
+        rendered(namespace)["hash"]
+    }
+    assert len(namespace.events("Evicted")) == 3
     namespace.until_condition("SidecarsCurrent", "True", "SidecarsCurrent")
