@@ -6,6 +6,7 @@ Besides the tables there is an oracle: the standard library's ``json``, told to 
 
 import json
 import random
+import time
 import tracemalloc
 from collections.abc import Generator, Sequence
 from itertools import pairwise
@@ -282,6 +283,30 @@ def test_a_large_row_takes_no_memory_for_each_of_its_strings(part: bytes) -> Non
         assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":"' + b"\\ud800" * 300_000 + b'"}',
+        b'{"a":"' + b"\\n" * 900_000 + b'\\ud800"}',
+        b'{"a":"' + b"\\\\" * 900_000 + b'\\ud800"}',
+        b"[" + b" " * 1_800_000 + b'{"a":"\\ud800"}]',
+    ],
+    ids=["surrogates", "escapes", "backslashes", "spaces"],
+)
+def test_a_lone_surrogate_makes_no_large_row_slow_to_check(body: bytes) -> None:
+    plain = b'{"a":"' + b"x" * len(body) + b'"}'
+    assert cpu_s(body) < 40 * cpu_s(plain)
+
+
+def cpu_s(body: bytes) -> float:
+    found = []
+    for _ in range(3):
+        began_at = time.process_time()
+        assert check(body).row_count == 1
+        found.append(time.process_time() - began_at)
+    return min(found)
 
 
 @pytest.mark.parametrize("filler", [b"1,", b'"[",', b'"\\"[[",', b'"]\\\\",', b'{"}":"{[["},'])
