@@ -212,6 +212,37 @@ async def test_bodies_that_inflate_a_thousandfold_are_in_memory_one_at_a_time() 
         assert proxy.peak_bytes - alone_bytes < 100 * MEGABYTE, "each of them is 40 MB inflated"
 
 
+async def test_bodies_that_wait_to_be_inflated_take_no_more_than_they_were_sent_as() -> None:
+    # The first one takes its time, and all of the others wait for it. None is taken in the end.
+    first, other = (gzip.compress(b'{"text":"' + b"x" * size) for size in (20 * MEGABYTE, 600_000))
+    encoded = {"Content-Encoding": "gzip"}
+    async with running_tinybird() as tinybird, running_process(environment(tinybird.url)) as proxy:
+        assert (await post(proxy.port, body=first, headers=encoded)).status == 400
+        alone_bytes = proxy.peak_bytes
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(post(proxy.port, body=first, headers=encoded))]
+            asked += [group.create_task(post(proxy.port, body=other, headers=encoded)) for _ in range(300)]
+        assert {answer.result().status for answer in asked} == {400}
+        assert proxy.peak_bytes - alone_bytes < 60 * MEGABYTE, "all of them are 180 MB inflated"
+
+
+async def test_only_so_many_bodies_wait_to_be_inflated_and_more_are_refused() -> None:
+    first, other = (gzip.compress(b'{"text":"' + b"x" * size) for size in (20 * MEGABYTE, 600_000))
+    encoded = {"Content-Encoding": "gzip"}
+    async with running_world(RECEIVE_BYTES="200000", MAX_BODY_BYTES="200000") as world:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(post(world.port, body=first, headers=encoded))]
+            asked += [group.create_task(post(world.port, body=other, headers=encoded)) for _ in range(20)]
+        statuses = [answer.result().status for answer in asked]
+        assert statuses[0] == 400
+        assert 503 in statuses
+        refused = next(answer.result() for answer in asked if answer.result().status == 503)
+        assert "too many large uploads" in refused.error
+        assert refused["Retry-After"] == "1"
+        assert (await post(world.port, body=gzip.compress(b"{}"), headers=encoded)).status == 202
+        assert world.proxy.reporter.receiver.reserved_bytes == 0
+
+
 async def test_a_document_of_more_objects_than_the_buffer_takes_rows_is_refused_before_it_is_taken_apart() -> None:
     body = b"[" + b",".join([b'{"n":{},"text":"%s"}' % (b"x" * 20)] * 10_000) + b"]"
     async with running_world(BUFFER_SIZE="20000", BATCH_SIZE="20000") as world:

@@ -60,7 +60,7 @@ class Receiver:
         try:
             body = await self._read(request, reservation)
             if encoding is not None and body:
-                checked = await self._inflate_and_check(body, encoding, document=document)
+                checked = await self._inflate_and_check(body, encoding, reservation, document=document)
             else:
                 checked = await self._check(body, document=document)
             yield checked
@@ -91,23 +91,24 @@ class Receiver:
             found += piece
         return bytes(found)
 
-    async def _inflate_and_check(self, body: bytes, encoding: str, *, document: bool) -> Rows:
+    async def _inflate_and_check(
+        self, body: bytes, encoding: str, reservation: "_Reservation", *, document: bool
+    ) -> Rows:
         pieces = codec.inflate(body, encoding, self._limits.max_inflated_bytes)
         first = next(pieces, b"")
-        second = next(pieces, None)
-        if second is None:
+        if next(pieces, None) is None:
             return await self._check(first, document=document)
+        del pieces, first  # many may wait here, and until it is its turn each takes no more than was sent
+        reservation.grow_to(max(len(body), UNRESERVED_BYTES + 1))
         async with self._inflating:  # one large body at a time, until it is known to be good
-            found = bytearray(first)
-            lines = first.count(b"\n")
-            piece: bytes | None = second
-            while piece is not None:
+            found = bytearray()
+            lines = 0
+            for piece in codec.inflate(body, encoding, self._limits.max_inflated_bytes):
                 lines += piece.count(b"\n")
                 if lines > self._limits.max_lines:
                     raise self._too_many("lines")
                 found += piece
                 await asyncio.sleep(0)
-                piece = next(pieces, None)
             inflated = bytes(found)
             del found
             return await self._check(inflated, document=document)
