@@ -560,6 +560,32 @@ async def test_a_client_that_leaves_in_the_middle_of_an_answer_is_no_fault_of_ti
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("size_bytes", [8_000_000, 60_000_000])
+async def test_a_client_that_takes_nothing_of_an_answer_is_cut_off(
+    size_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await asked(peer)
+        try:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size_bytes + bytes(size_bytes))
+            await peer.rest()
+        except ConnectionError:
+            pass
+        finally:
+            left.set()
+
+    async with serving(handle) as port:
+        env = environment(f"http://127.0.0.1:{port}", TINYBIRD_TOKEN=None, BODY_TIMEOUT="300ms")
+        async with running_proxy(env) as proxy, connected(proxy.port) as peer:
+            peer.pause()
+            await peer.send(request("/v0/x", method="GET"))
+            async with asyncio.timeout(10):
+                await left.wait()
+            assert "took nothing of an answer" in caplog.text
+
+
 async def test_a_tinybird_that_cannot_be_reached_or_does_not_answer_is_told_in_a_sentence() -> None:
     async def hang_up(peer: Peer) -> None:
         await asked(peer)

@@ -52,8 +52,8 @@ def end_to_end(headers: Iterable[tuple[str, str]], *, also_without: Iterable[str
 class PassThrough:
     """Knows when a request may pass and carries it.
 
-    ``body_stall_s``: for so long a client may send nothing of its body. There is no limit on the whole of it: nothing
-    is kept of it here, and a long import into Tinybird may take its time.
+    ``body_stall_s``: for so long a client may send nothing of its body, or take nothing of an answer's. There is no
+    limit on the whole of either: nothing is kept of it here, and a long import into Tinybird may take its time.
     """
 
     def __init__(self, upstream: Upstream, gate: Gate, meters: Meters, *, enabled: bool, body_stall_s: float) -> None:
@@ -101,12 +101,16 @@ class PassThrough:
                 await response.prepare(request)
                 try:
                     async for piece in self._upstream.pieces(reply):
-                        await response.write(piece)
+                        async with asyncio.timeout(self._body_stall_s):
+                            await response.write(piece)
+                    async with asyncio.timeout(self._body_stall_s):
+                        await response.write_eof()
                 except UpstreamError:
                     _log.warning("Tinybird broke off in the middle of an answer that was passed through")
                     _break_off(request)
-                    return response
-                await response.write_eof()
+                except TimeoutError:
+                    _log.warning("a client took nothing of an answer that was passed through and was cut off")
+                    _break_off(request)
                 return response
         except UpstreamError as error:
             if body is not None and body.refused is not None:
