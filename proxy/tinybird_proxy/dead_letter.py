@@ -61,8 +61,10 @@ class DeadLetter:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the letter takes, roughly."""
-        return len(self.payload.body) + len(self.message) + OVERHEAD_BYTES
+        """Memory that the letter takes, roughly: with its key, which may be as large as a request's head."""
+        key = self.key
+        key_chars = len(key.name) + len(key.token or "") + sum(len(name) + len(value) for name, value in key.params)
+        return len(self.payload.body) + len(self.message) + max(OVERHEAD_BYTES, key_chars)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,23 @@ def test_a_letter_is_held_and_its_rows_have_left_the_buffer() -> None:
     assert balances(store)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        DestinationKey("/v0/events", "hits", (("__tb_a", "x" * 30_000),), None),
+        DestinationKey("/v0/events", "hits", (), "x" * 30_000),
+    ],
+    ids=["parameters", "token"],
+)
+def test_parameters_and_tokens_as_large_as_a_head_count_towards_the_room(key: DestinationKey) -> None:
+    store = make_store(100 * OVERHEAD_BYTES)
+    for number in range(50):
+        store.add(key=key._replace(name=f"hits{number}"))
+    assert len(store.held()) == 3
+    assert store.ledger.letters_evicted == 47
+    assert balances(store)
+
+
 def test_held_rows_are_known_for_each_destination() -> None:
     store = make_store()
     store.add(3)
