@@ -29,7 +29,7 @@ from tinybird_proxy.emulator import Emulator, Fault, TokenEntry
 
 RUNS_AT_ONCE: Final = 3
 SOURCES: Final = ("hits", "clicks", "views")
-_STOPPED_TOO_EARLY: Final = "the proxy stopped before these rows were delivered"
+_STOPPED_TOO_EARLY: Final = "the proxy stopped before Tinybird had confirmed these rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

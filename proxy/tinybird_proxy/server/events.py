@@ -235,7 +235,9 @@ class EventsRoute:
             case Dropped():
                 waits["dropped"] += 1
                 return answers.refused(
-                    Refusal(503, "dropped", "the proxy stopped before these rows were delivered; send them again", 1),
+                    Refusal(
+                        503, "dropped", "the proxy stopped before Tinybird had confirmed these rows; send them again", 1
+                    ),
                     close=True,
                 )
             case _:
