@@ -387,6 +387,21 @@ async def test_who_waits_hears_how_many_of_its_rows_were_rejected() -> None:
         assert told == {1: False, 2: True, 3: True, 30: False}
 
 
+async def test_who_waits_is_not_told_that_rows_are_kept_for_which_there_is_no_room(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tinybird = FakeUpstream()
+    async with delivering(tinybird, Setup(dead_letter_bytes=0)) as client:
+        tinybird.will(then=refusing([2]))
+        refused = await client.post(numbered([2]), wait=True)
+        assert isinstance(refused, Refused)
+        lost = "the rows are lost: DEAD_LETTER_BYTES has no room for them"
+        assert (refused.status, refused.message) == (400, f"status 400 by script; {lost}")
+        assert client.pipeline.ledger().letters_evicted == 1
+    assert "given up on and are lost" in caplog.text
+    assert "kept as dead letters" not in caplog.text
+
+
 async def test_a_client_that_has_left_was_not_told() -> None:
     tinybird = FakeUpstream()
     async with delivering(tinybird) as client:

@@ -1,5 +1,7 @@
 """What the log says of one destination: when trouble begins and ends, what went wrong with rows; not each time."""
 
+import logging
+
 from tinybird_proxy.batch import FrozenBatch
 from tinybird_proxy.dead_letter import DeadLetter
 from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
@@ -74,11 +76,14 @@ class Chronicle:
                 extra=fields(data_source=self._data_source, rows=quarantined, batch=batch.id),
             )
 
-    def gave_up(self, letter: DeadLetter, now: float) -> None:
-        """Rows became a dead letter."""
+    def gave_up(self, letter: DeadLetter, now: float, *, kept: bool) -> None:
+        """Rows became a dead letter. ``kept`` False: there was no room for it, so it is lost."""
         if given_up := self._giving_up.count(now, letter.row_count):
-            _log.warning(
-                "rows were given up on and are kept as dead letters: see `tinybird-proxy dead-letters ls`",
+            _log.log(
+                logging.WARNING if kept else logging.ERROR,
+                "rows were given up on and are kept as dead letters: see `tinybird-proxy dead-letters ls`"
+                if kept
+                else "rows were given up on and are lost: DEAD_LETTER_BYTES has no room for them as dead letters",
                 extra=fields(
                     data_source=self._data_source,
                     rows=given_up,

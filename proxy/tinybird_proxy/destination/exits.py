@@ -80,14 +80,16 @@ class Exits:
             client_told=any(letter.client_told for letter in before),
             replays=max((letter.replays for letter in before), default=0),
         )
-        told = Refused(status or 503, f"{message}; the rows are kept as dead letters")
-        for ticket, _, row_count in batch.tickets:
-            ticket.rows_refused(row_count, told, letter if row_count == batch.row_count else None)
         self._s.meters.dead_letters[reason] += batch.row_count
         self._end_replays(batch)
         self.let_go(batch, reason)
         self._s.letters.add(letter)
-        self._chronicle.gave_up(letter, now)
+        kept = self._s.letters.holds(letter)
+        what = "are kept as dead letters" if kept else "are lost: DEAD_LETTER_BYTES has no room for them"
+        told = Refused(status or 503, f"{message}; the rows {what}")
+        for ticket, _, row_count in batch.tickets:
+            ticket.rows_refused(row_count, told, letter if row_count == batch.row_count else None)
+        self._chronicle.gave_up(letter, now, kept=kept)
 
     def give_back(self, batch: FrozenBatch, refusal: Rejected) -> None:
         """A replay was refused whole: its letters are held again as they were."""
