@@ -241,7 +241,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("FLUSH_INTERVAL", "flush_interval_s", _duration(0.001, 3600.0, bare_is_ms=True), "1s", "Longest a row waits for company (a bare number: milliseconds)."),
     Option("BUFFER_SIZE", "buffer_size", _integer(1, 1_000_000_000), "1000000", "Rows held until Tinybird has answered for them."),
     Option("BUFFER_BYTES", "buffer_bytes", _size(1000), "512MB", "Bytes of such rows, before compression."),
-    Option("RECEIVE_BYTES", "receive_bytes", _size(65536), "64MB", "Bytes of all larger bodies (over 64 KiB) being received at once."),
+    Option("RECEIVE_BYTES", "receive_bytes", _size(65536), "64MB", "Bytes of all larger bodies (over 64 KiB, or 256 KiB after decompression) being received at once."),
     Option("MAX_BODY_BYTES", "max_body_bytes", _size(1, 10**9), "10MB", "Largest body of a client, as sent."),
     Option("MAX_INFLATED_BYTES", "max_inflated_bytes", _size(1, 10**9), "64MB", "Largest body of a client after decompression."),
     Option("MAX_DESTINATIONS", "max_destinations", _integer(1, 10_000), "1000", "Most destinations (data source, `__tb` parameters, client's own token) at once. Clients' own tokens that Tinybird has not confirmed may take half of them."),

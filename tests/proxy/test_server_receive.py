@@ -243,6 +243,12 @@ async def test_only_so_many_bodies_wait_to_be_inflated_and_more_are_refused() ->
         assert world.proxy.reporter.receiver.reserved_bytes == 0
 
 
+async def test_a_small_body_may_inflate_to_a_large_one_with_the_least_room_for_uploads() -> None:
+    body = gzip.compress(b'{"text":"%s"}' % (b"x" * 600_000))
+    async with running_world(RECEIVE_BYTES="65536", MAX_BODY_BYTES="65536") as world:
+        assert (await post(world.port, body=body, headers={"Content-Encoding": "gzip"})).status == 202
+
+
 async def test_a_document_of_more_objects_than_the_buffer_takes_rows_is_refused_before_it_is_taken_apart() -> None:
     body = b"[" + b",".join([b'{"n":{},"text":"%s"}' % (b"x" * 20)] * 10_000) + b"]"
     async with running_world(BUFFER_SIZE="20000", BATCH_SIZE="20000") as world:

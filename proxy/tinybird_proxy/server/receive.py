@@ -99,7 +99,7 @@ class Receiver:
         if next(pieces, None) is None:
             return await self._check(first, document=document)
         del pieces, first  # many may wait here, and until it is its turn each takes no more than was sent
-        reservation.grow_to(max(len(body), UNRESERVED_BYTES + 1))
+        reservation.grow_to(min(UNRESERVED_BYTES + 1, self._limits.receive_bytes))
         async with self._inflating:  # one large body at a time, until it is known to be good
             found = bytearray()
             lines = 0
