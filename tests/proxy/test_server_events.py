@@ -277,6 +277,28 @@ async def test_a_client_that_stops_waiting_takes_nothing_back() -> None:
         await until(lambda: world.status()["requests"]["waiting"] == 0)
 
 
+async def test_a_client_that_stops_waiting_leaves_its_place_to_others() -> None:
+    async with running_world(**LATER) as world:
+        await post(world.port)
+        async with connected(world.port) as peer:
+            await peer.send(request("/v0/events?name=hits&wait=true", b"{}"))
+            await until(lambda: world.status()["requests"]["waiting"] == 1)
+        await until(lambda: world.status()["requests"]["waiting"] == 0)
+        assert world.status()["buffer"]["rows"] == 1
+
+
+async def test_a_client_that_stopped_waiting_was_not_told_that_its_rows_were_rejected() -> None:
+    async with running_world(FLUSH_INTERVAL="500ms") as world:
+        await post(world.port)
+        world.tinybird.set_faults(Fault(row_matches="left"))
+        async with connected(world.port) as peer:
+            await peer.send(request("/v0/events?name=hits&wait=true", b'{"left":1}'))
+            await until(lambda: world.status()["requests"]["waiting"] == 1)
+        await until(lambda: world.status()["dead_letters"]["rows"] == 1)
+        (letter,) = world.proxy.pipeline.surroundings.letters.select()
+        assert not letter.client_told, "a replay would leave it out"
+
+
 @pytest.mark.parametrize("body", [b"", b"\n", b" \r\n\t\n", b"[]", b" [ ] "])
 @pytest.mark.parametrize("wait", ["", "&wait=true"])
 async def test_no_rows_are_zero_rows(body: bytes, wait: str) -> None:

@@ -1,5 +1,8 @@
 """The public port's one handler: which request is for us, and the awaited steps of an events request."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from aiohttp import web
 
 from tinybird_proxy import codec
@@ -7,9 +10,11 @@ from tinybird_proxy.errors import BodyRefused
 from tinybird_proxy.server import answers
 from tinybird_proxy.server.answers import Answer
 from tinybird_proxy.server.events import PATH, EventsRoute
+from tinybird_proxy.server.http import Connection
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import Receiver, answer_expect, small_body_at_hand
 from tinybird_proxy.server.responses import respond
+from tinybird_proxy.ticket import Buffered
 from tinybird_proxy.upstream import VIA_HEADER
 from tinybird_proxy.waiting import Waiting
 
@@ -75,8 +80,29 @@ class PublicHandler:
         if self._buffer.ack != "memory" and query.ack != "memory":
             await self._buffer.commit()
         if isinstance(admitted, Waiting):
-            return self._route.heard(await self._route.pipeline.hear(admitted), admitted.row_count, query)
+            with _leaving(request, admitted):
+                outcome = await self._route.pipeline.hear(admitted)
+            return self._route.heard(outcome, admitted.row_count, query)
         return admitted
+
+
+@contextmanager
+def _leaving(request: web.BaseRequest, waiting: Waiting) -> Iterator[None]:
+    """Who leaves waits no longer: its rows stay, it hears of nothing, and others have its place.
+
+    A first contact goes on: whether its rows are taken is not decided by who leaves.
+    """
+    connection = request.protocol
+    if waiting.contact or not isinstance(connection, Connection):
+        yield
+        return
+    connection.on_gone = lambda: waiting.ticket.resolve(Buffered())
+    if not connection.connected:
+        connection.on_gone()
+    try:
+        yield
+    finally:
+        connection.on_gone = None
 
 
 def _liveness(method: str) -> Answer:

@@ -47,6 +47,7 @@ class Connection(Ending):
     """One client connection. ``lane`` is asked first about a request that comes while nothing else is under way.
 
     ``ends_at_s``: loop time after which the connection ends with the next answer. ``draining``: whether each one does.
+    ``on_gone`` is called when the connection is lost, if somebody has set it.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Connection(Ending):
         "ends_at_s",
         "lane",
         "limits",
+        "on_gone",
     )
 
     def __init__(
@@ -97,6 +99,7 @@ class Connection(Ending):
         self._deaf = False  # nothing that comes is looked at any more
         self._is_final = False  # what has come is answered, and then the connection ends
         self._gone: asyncio.Future[None] | None = None
+        self.on_gone: Callable[[], None] | None = None
 
     @property
     def ends(self) -> bool:
@@ -301,6 +304,8 @@ class Connection(Ending):
         self._head_ended()
         self.eof_received()
         super().connection_lost(exc)
+        if self.on_gone is not None:
+            self.on_gone()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume if it was paused. aiohttp resumes after every body, which parses nothing once more each time."""
