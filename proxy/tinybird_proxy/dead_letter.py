@@ -16,6 +16,8 @@ from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
 
 # What a letter takes besides its rows, roughly: it keeps a flood of tiny letters within the limit too.
 OVERHEAD_BYTES = 1000
+# A moment is shown to the microsecond: what is later by so much is later there, too.
+_LATER_S = 0.000_002
 _LOG_INTERVAL_S = 10.0
 _log = get_logger("dead_letter")
 
@@ -122,6 +124,7 @@ class DeadLetters:
         self._strangers: dict[str, DeadLetter] = {}  # held ones whose token was never accepted
         self._held_rows: Counter[DestinationKey] = Counter()
         self._evictions = Sparingly(_LOG_INTERVAL_S)
+        self._shown_as_of = float("-inf")
         self.held_bytes = 0
 
     @property
@@ -135,6 +138,15 @@ class DeadLetters:
     def select(self, wanted: LetterFilter = EVERY_LETTER) -> Iterator[DeadLetter]:
         """Letters that ``wanted`` means, oldest first. They may be removed meanwhile."""
         return (letter for letter in list(self._letters.values()) if wanted.matches(letter))
+
+    def as_of(self, now_utc_s: float) -> float:
+        """The moment of a look at the letters: as ``until`` it means none that comes later, see ``given_up_at``."""
+        self._shown_as_of = max(now_utc_s, self._shown_as_of)
+        return self._shown_as_of
+
+    def given_up_at(self, now_utc_s: float) -> float:
+        """``last_at`` for a letter that comes now: behind every look so far, although somebody set the clock back."""
+        return max(now_utc_s, self._shown_as_of + _LATER_S)
 
     def held_rows(self, key: DestinationKey | None = None) -> int:
         """Rows in held letters, of one destination or of all."""

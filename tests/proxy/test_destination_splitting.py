@@ -366,6 +366,20 @@ async def test_a_second_refused_batch_is_searched_after_the_first() -> None:
         assert client.destination.facts().splitting is None
 
 
+async def test_what_is_given_up_on_after_a_look_is_later_although_the_clock_was_set_back() -> None:
+    tinybird, setup = FakeUpstream(), Setup()
+    async with delivering(tinybird, setup) as client:
+        tinybird.will(then=refusing([1, 2]))
+        client.offer(numbered([1]))
+        await asyncio.sleep(5)
+        as_of = client.pipeline.surroundings.letters.as_of(setup.wall.now().timestamp())
+        setup.wall.step(-3600)
+        client.offer(numbered([2]))
+        await asyncio.sleep(5)
+        before, after = (LetterFilter(until=as_of).matches(letter) for letter in letters(client))
+        assert (before, after) == (True, False), "dropping what was exported would delete what was not"
+
+
 # What waiting clients hear.
 
 

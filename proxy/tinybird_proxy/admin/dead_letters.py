@@ -68,7 +68,7 @@ class DeadLetterRoutes:
     async def look(self, request: web.Request) -> web.StreamResponse:
         """The letters as NDJSON, or nothing but their rows."""
         query = self._query(request, also=("limit", "rows", "format"))
-        as_of = _when(self._now_utc_s(), "microseconds")
+        as_of = _when(self._letters.as_of(self._now_utc_s()), "microseconds")
         chosen = await self._choose(query)
         response = web.StreamResponse(
             headers={

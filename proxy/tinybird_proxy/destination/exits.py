@@ -73,7 +73,7 @@ class Exits:
             message=message,
             batch_id=batch.id if batch.split is None else batch.split.batch.id,
             first_at=min((letter.first_at for letter in before), default=now_utc_s - now + batch.oldest_at),
-            last_at=now_utc_s,
+            last_at=self._s.letters.given_up_at(now_utc_s),
             ambiguous=batch.ambiguous
             or (batch.split is not None and batch.split.ambiguous)
             or any(letter.ambiguous for letter in before),
@@ -101,7 +101,7 @@ class Exits:
         for place in batch.replays:
             place.letter.status, place.letter.message = refusal.status, refusal.said
             place.letter.ambiguous |= batch.ambiguous
-            place.letter.last_at = self._s.utc_now().timestamp()
+            place.letter.last_at = self._s.letters.given_up_at(self._s.utc_now().timestamp())
         self.let_go(batch, "refused")
         for place in batch.replays:
             self._s.letters.replay_refused(place.letter)
