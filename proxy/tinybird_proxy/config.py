@@ -222,9 +222,9 @@ def format_duration(seconds: float) -> str:
 # fmt: off
 OPTIONS: tuple[Option, ...] = (
     Option("PORT", "port", _integer(0, 65535), "8000", "Public port (0: any free one)."),
-    Option("HOST", "host", _text, "0.0.0.0", "Address of the public port."),  # noqa: S104 - a container must be reachable
+    Option("HOST", "host", _text, "0.0.0.0", "Address of the public port. `::`: every address, of IPv6 and IPv4 (of IPv4 alone where there is no IPv6)."),  # noqa: S104 - a container must be reachable
     Option("ADMIN_PORT", "admin_port", _integer(0, 65535), "8001", "Port of health, status, metrics, drain and dead letters (0: any free one)."),
-    Option("ADMIN_HOST", "admin_host", _text, "127.0.0.1", "Address of the admin port."),
+    Option("ADMIN_HOST", "admin_host", _text, "127.0.0.1", "Address of the admin port; `::` as with `HOST`."),
     Option("ADMIN_TOKEN", "admin_token", _token, None, "Token for the admin port's actions. Without it: only from localhost, with the header `X-Tinybird-Proxy: 1`.", secret=True),
     Option("ADMIN_TOKEN_FILE", "admin_token_file", _text, None, "The same from a file, read again when it changes."),
     Option("TLS_CERT_FILE", "tls_cert_file", _text, None, "Certificate chain (PEM) for TLS on the public port, read again when it changes."),

@@ -263,7 +263,11 @@ async def test_a_process_that_stops_cannot_be_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:1234", "127.0.0.1", "127.0.0.1:8001", "127.3.2.1", "[::1]", "[::1]:8001"]
+    "host",
+    [
+        *("localhost", "LOCALHOST:1234", "127.0.0.1", "127.0.0.1:8001", "127.3.2.1", "[::1]", "[::1]:8001"),
+        "[::ffff:127.0.0.1]:8001",
+    ],
 )
 async def test_without_a_token_a_deliberate_call_from_this_machine_may_act(host: str) -> None:
     async with running_world() as world:
@@ -305,11 +309,17 @@ async def test_a_call_that_any_page_or_form_could_make_may_not(value: str | None
         assert not world.proxy.availability.refusing
 
 
-async def test_a_call_from_another_machine_may_not() -> None:
+async def test_a_call_from_this_machine_may_also_where_both_families_are_listened_on() -> None:
+    async with running_world(ADMIN_HOST="::") as world:
+        assert (await _drain(world.proxy.admin_port, host="localhost", x_tinybird_proxy="1")).status == 202
+
+
+@pytest.mark.parametrize("admin_host", ["0.0.0.0", "::"])  # noqa: S104 - that is the point
+async def test_a_call_from_another_machine_may_not(admin_host: str) -> None:
     address = _own_address()
     if address is None:
         pytest.skip("not in CI: needs an address beyond loopback")
-    async with running_world(ADMIN_HOST="0.0.0.0") as world:  # noqa: S104 - that is the point
+    async with running_world(ADMIN_HOST=admin_host) as world:
         reader, writer = await asyncio.open_connection(address, world.proxy.admin_port)
         writer.write(request("/drain", headers={"Host": "localhost", **DELIBERATE}))
         assert (await reader.readline()).split()[1] == b"403"

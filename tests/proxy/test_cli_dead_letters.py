@@ -474,7 +474,7 @@ async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({}, "http://127.0.0.1:8001"),
         ({"ADMIN_PORT": "9001"}, "http://127.0.0.1:9001"),
         ({"ADMIN_HOST": "0.0.0.0"}, "http://127.0.0.1:8001"),  # noqa: S104 - the proxy's, not ours
-        ({"ADMIN_HOST": "::", "ADMIN_PORT": "9001"}, "http://[::1]:9001"),
+        ({"ADMIN_HOST": "::", "ADMIN_PORT": "9001"}, "http://127.0.0.1:9001"),
         ({"ADMIN_HOST": "::1"}, "http://[::1]:8001"),
         ({"ADMIN_HOST": "10.1.2.3"}, "http://10.1.2.3:8001"),
     ],

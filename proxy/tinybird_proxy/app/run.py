@@ -72,7 +72,9 @@ _log = get_logger("app")
 class Proxy:
     """A running proxy: where it listens, and what its parts are."""
 
+    host: str
     port: int
+    admin_host: str
     admin_port: int
     pipeline: Pipeline
     availability: Availability
@@ -211,8 +213,9 @@ async def running(
         if self_metrics is not None:
             await stack.enter_async_context(background(meters, lambda: self_metrics.run(self_metrics_interval_s)))
         availability.started = True
-        port = public_socket.getsockname()[1]
-        yield Proxy(port, admin_socket.getsockname()[1], pipeline, availability, reporter, secrets, self_metrics)
+        host, port = public_socket.getsockname()[:2]
+        admin_host, admin_port = admin_socket.getsockname()[:2]
+        yield Proxy(host, port, admin_host, admin_port, pipeline, availability, reporter, secrets, self_metrics)
 
 
 async def serve(config: Config, env: Mapping[str, str]) -> ExitStatus:
@@ -278,7 +281,10 @@ def _say_hello(config: Config, proxy: Proxy, instance: str) -> None:
     _log.info(
         "ready",
         extra=fields(
+            # As bound: ``::`` comes to 0.0.0.0 where there is no IPv6.
+            host=proxy.host,
             port=proxy.port,
+            admin_host=proxy.admin_host,
             admin_port=proxy.admin_port,
             upstream=config.tinybird_url,
             version=__version__,
@@ -289,7 +295,7 @@ def _say_hello(config: Config, proxy: Proxy, instance: str) -> None:
     if config.own_token_mode and not config.checks_clients and config.host not in ("127.0.0.1", "::1", "localhost"):
         _log.warning(
             "anybody who reaches the public port may write to Tinybird: AUTHORIZATION_TOKEN is not set",
-            extra=fields(host=config.host, port=proxy.port),
+            extra=fields(host=proxy.host, port=proxy.port),
         )
 
 

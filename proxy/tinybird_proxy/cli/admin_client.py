@@ -24,7 +24,8 @@ ANSWER_TIMEOUT_S: Final = 120.0
 _PIECE_BYTES: Final = 256 * 1024
 _ERROR_MAX_BYTES: Final = 65536
 _ERROR_MAX_CHARS: Final = 1000
-_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a proxy listens, not we
+# ``::`` too: the proxy listens on IPv4 as well, and on nothing else where there is no IPv6.
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # noqa: S104 - where a proxy listens, not we
 _AGAIN_STATUS: Final = (409, 503)
 
 Query = Sequence[tuple[str, str]]
