@@ -90,7 +90,7 @@ def test_the_proxy_understands_the_environment_that_the_chart_gives_it(values: P
 
 def test_each_value_reaches_its_option() -> None:
     config = from_env(environment(template(render(PROXY, values=EVERY))))
-    assert (config.host, config.port, config.admin_host, config.admin_port) == ("0.0.0.0", 8000, "0.0.0.0", 8001)  # noqa: S104
+    assert (config.host, config.port, config.admin_host, config.admin_port) == ("::", 8000, "::", 8001)
     assert config.tinybird_url == "http://emulator:7181"
     assert (config.batch_size, config.batch_bytes, config.flush_interval_s) == (50_000, 5_000_000, 0.25)
     assert (config.buffer_size, config.buffer_bytes) == (20_000_000, 3 * 2**29)

@@ -20,9 +20,9 @@ SPREAD: Final = {
 }
 ENV: Final = [
     {"name": "PORT", "value": "8000"},
-    {"name": "HOST", "value": "0.0.0.0"},  # noqa: S104
+    {"name": "HOST", "value": "::"},
     {"name": "ADMIN_PORT", "value": "8001"},
-    {"name": "ADMIN_HOST", "value": "0.0.0.0"},  # noqa: S104
+    {"name": "ADMIN_HOST", "value": "::"},
     {"name": "ADMIN_TOKEN_FILE", "value": "/etc/tinybird-proxy/admin/token"},
     {"name": "TINYBIRD_URL", "value": "https://api.tinybird.co"},
     {"name": "TINYBIRD_TOKEN_FILE", "value": "/etc/tinybird-proxy/tinybird/token"},

@@ -40,7 +40,7 @@ def files(spec: dict[str, Any]) -> set[str]:
 
 
 def expect(config: Config, spec: ProxySpec) -> None:
-    assert (config.host, config.port, config.admin_host, config.admin_port) == ("0.0.0.0", 8000, "0.0.0.0", 8001)  # noqa: S104
+    assert (config.host, config.port, config.admin_host, config.admin_port) == ("::", 8000, "::", 8001)
     assert config.tinybird_url == spec.tinybird.url
     assert config.own_token_mode is (spec.tinybird.token_secret_ref is not None)
     assert config.checks_clients is config.own_token_mode

@@ -39,7 +39,7 @@ def test_a_sidecar_with_its_defaults() -> None:
                 {"name": "PORT", "value": "18000"},
                 {"name": "HOST", "value": "127.0.0.1"},
                 {"name": "ADMIN_PORT", "value": "18001"},
-                {"name": "ADMIN_HOST", "value": "0.0.0.0"},  # noqa: S104
+                {"name": "ADMIN_HOST", "value": "::"},
                 {"name": "TINYBIRD_URL", "value": "https://api.tinybird.co"},
                 {"name": "TINYBIRD_TOKEN_FILE", "value": "/etc/tinybird-proxy/tinybird/token"},
                 {"name": "BATCH_SIZE", "value": "100000"},

@@ -2,13 +2,14 @@
 {{- define "tinybird-proxy.env" -}}
 - name: PORT
   value: "8000"
+# Every address of the pod, of IPv6 and IPv4.
 - name: HOST
-  value: 0.0.0.0
+  value: "::"
 - name: ADMIN_PORT
   value: "8001"
 # The kubelet's probes do not come from inside the pod.
 - name: ADMIN_HOST
-  value: 0.0.0.0
+  value: "::"
 {{- if .Values.adminToken.existingSecret }}
 - name: ADMIN_TOKEN_FILE
   value: /etc/tinybird-proxy/admin/token

@@ -14,7 +14,10 @@ from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.manifests.desired import Desired
 from tinybird_proxy_operator.spec import DRAIN_DELAY_S, Autoscaling, ProxySpec, quantity_bytes
 
+# IPv4's is there in every pod, also where the pods' own addresses are of IPv6 alone.
 LOOPBACK: Final = "127.0.0.1"
+# Of both families: kubelet, Services and the operator use the one that the cluster gives its pods.
+EVERY_ADDRESS: Final = "::"
 TOKEN_FILE_NAME: Final = "token"  # noqa: S105 - a file's name
 ACCEPTED_FILE_NAME: Final = "accepted"
 _OPTIONS: Final = {option.field: option for option in OPTIONS}
@@ -52,11 +55,11 @@ def admin_port(spec: ProxySpec) -> int:
 
 def _admin_host(spec: ProxySpec) -> str:
     # A sidecar's too: kubelet's probes and the operator do not come from inside the pod.
-    return "0.0.0.0"  # noqa: S104
+    return EVERY_ADDRESS
 
 
 def _host(spec: ProxySpec) -> str:
-    return LOOPBACK if is_sidecar(spec) else "0.0.0.0"  # noqa: S104
+    return LOOPBACK if is_sidecar(spec) else EVERY_ADDRESS
 
 
 # The option's field in `config`, the spec's field it comes from ("": the operator's own choice), and its value.
