@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from tests.operator.metrics_apis import ROWS, Proxies, exposition, running_proxies
 from tests.operator.test_metrics_api_authentication import Clock
+from tests.proxy.running import needs_ipv6, running_world
 
 from tinybird_proxy_operator.metrics_api import scrape
 from tinybird_proxy_operator.metrics_api.inventory import OurPod
@@ -118,3 +119,11 @@ async def test_a_pod_that_says_too_much_says_nothing(
     monkeypatch.setattr(scrape, "ANSWER_MAX_BYTES", 1000)
     proxies.said["127.0.0.2"] = exposition({ROWS: 1}) + "#" * 2000
     assert await Scraping(session, proxies.port).ask("127.0.0.2") is None
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+async def test_a_real_proxy_is_asked_at_an_address_of_either_family(session: aiohttp.ClientSession, ip: str) -> None:
+    async with running_world(ADMIN_HOST="::") as world:
+        said = await Scraping(session, world.proxy.admin_port).ask(ip)
+    assert said is not None
+    assert said.values[ROWS] == 0

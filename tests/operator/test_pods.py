@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.operator.clusters import IPS, Proxies, report, running_proxies
-from tests.proxy.running import running_world
+from tests.proxy.running import needs_ipv6, running_world
 
 from tinybird_proxy_operator import pods as pods_module
 from tinybird_proxy_operator.pods import Pods
@@ -79,10 +79,11 @@ async def test_a_pod_that_does_not_listen_has_no_report(proxies: Proxies, sessio
     assert await Pods(session, port=proxies.port).report("::1") is None
 
 
-async def test_a_real_proxys_answer_is_understood(session: aiohttp.ClientSession) -> None:
-    async with running_world() as world:
+@pytest.mark.parametrize("ip", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+async def test_a_real_proxys_answer_is_understood(session: aiohttp.ClientSession, ip: str) -> None:
+    async with running_world(ADMIN_HOST="::") as world:
         assert world.proxy.admin_port is not None
-        answer = await Pods(session, port=world.proxy.admin_port).report("127.0.0.1")
+        answer = await Pods(session, port=world.proxy.admin_port).report(ip)
         status = world.status()
     assert answer is not None
     assert (answer.rows, answer.stuck, answer.token_denied) == (0, [], False)

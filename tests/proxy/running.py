@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -28,6 +29,17 @@ from tinybird_proxy.emulator import Emulator, EmulatorSettings, running_emulator
 TOKEN: Final = "tinybird-admin"
 DEADLINE_S: Final = 20.0
 _LINE_MAX_BYTES: Final = 16 * 1024 * 1024
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6: Final = pytest.mark.skipif(not _has_ipv6(), reason="not in CI: needs ::1")
 
 
 def environment(url: str, **env: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tests.proxy.running import (
     DEADLINE_S,
     ended_process,
     environment,
+    needs_ipv6,
     request,
     running_process,
     running_world,
@@ -23,17 +24,6 @@ from tinybird_proxy.config import from_env
 from tinybird_proxy.errors import ConfigError
 
 NOWHERE = "http://127.0.0.1:9"
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="not in CI: needs ::1")
 
 
 async def _answers(address: str, port: int, target: str) -> bool:
