@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.cluster import configuration, evidence
+from tests.cluster.addresses import FAMILIES
 from tests.cluster.node import Node
 from tests.cluster.refusal import Refusal
 
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--directory", type=Path, default=default_directory(), help="another place for everything")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("build", help="build every part from its Go module; nothing if that was done")
-    commands.add_parser("up", help="start it, and build first what is not built; nothing if it is up")
+    up = commands.add_parser("up", help="start it, and build first what is not built; nothing if it is up")
+    up.add_argument("--family", choices=FAMILIES, help="of all addresses in it; default: ipv4, or what is up already")
     commands.add_parser("status", help="say which part runs; exit status 1 unless the cluster is up")
     commands.add_parser("env", help='print KUBECONFIG and PATH (kubectl, helm) for a shell: eval "$(cluster env)"')
     load = commands.add_parser("load", help="import images into the node")
@@ -108,7 +110,7 @@ def _act(given: argparse.Namespace) -> int:
         case "up":
             with node.alone():
                 was_up = node.is_up
-                node.up()
+                node.up(given.family)
             took = "already" if was_up else f"after {time.monotonic() - began_at:.0f} s"
             print(f"cluster: up {took}", file=sys.stderr)
             print(node.kubeconfig)
@@ -142,7 +144,7 @@ def _status(node: Node) -> int:
     for name, runs in node.processes().items():
         print(f"{name}: {'runs' if runs else 'ended'}")
     is_up = node.is_up
-    print(f"cluster: up, {configuration.API}" if is_up else "cluster: not up")
+    print(f"cluster: up, {node.addresses.api}" if is_up else "cluster: not up")
     return 0 if is_up else 1
 
 

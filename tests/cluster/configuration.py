@@ -1,7 +1,6 @@
 """Every file and command line of the cluster, as values: what the parts are told, and nothing that acts.
 
-Addresses come from 198.18.0.0/15, the range set aside for tests. Pods have a route to that range and to nothing else,
-so nothing leaves the machine. Every port is on the node's own address or on loopback.
+Every port is on the node's own address or on loopback.
 """
 
 import json
@@ -9,20 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.cluster.addresses import Addresses
+
 NODE: Final = "node1"
 BRIDGE: Final = "tbp-cluster0"
-HOST: Final = "198.18.1.1"
-API: Final = f"https://{HOST}:6443"
-API_SERVICE: Final = "198.19.0.1"
 PAUSE_IMAGE: Final = "localhost/pause:1"
 CNI_PROGRAMS: Final = Path("/usr/lib/cni")
 # Where kube-controller-manager's provisioner puts its volumes; it cannot be told otherwise.
 HOST_PATH_VOLUMES: Final = Path("/tmp/hostpath_pv")  # noqa: S108
 
-_RANGE: Final = "198.18.0.0/15"
-_PODS: Final = "198.18.1.0/24"
-_FIRST_POD: Final = "198.18.1.10"
-_SERVICES: Final = "198.19.0.0/16"
 _ETCD: Final = "http://127.0.0.1:12379"
 _ETCD_PEER: Final = "http://127.0.0.1:12380"
 
@@ -69,14 +63,14 @@ def audit_policy() -> str:
     )
 
 
-def api_server(run: Path) -> list[str]:
+def api_server(run: Path, addresses: Addresses) -> list[str]:
     pki = run / "pki"
     return [
         f"--etcd-servers={_ETCD}",
-        f"--bind-address={HOST}",
-        f"--advertise-address={HOST}",
+        f"--bind-address={addresses.host}",
+        f"--advertise-address={addresses.host}",
         "--secure-port=6443",
-        f"--service-cluster-ip-range={_SERVICES}",
+        f"--service-cluster-ip-range={addresses.services}",
         "--allow-privileged",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
@@ -137,12 +131,12 @@ def _controller(run: Path, user: str) -> list[str]:
     ]
 
 
-def kube_proxy(run: Path) -> list[str]:
+def kube_proxy(run: Path, addresses: Addresses) -> list[str]:
     return [
         f"--kubeconfig={run}/proxy.kubeconfig",
         "--proxy-mode=iptables",
         f"--hostname-override={NODE}",
-        f"--cluster-cidr={_PODS}",
+        f"--cluster-cidr={addresses.pods}",
         # The machine's own limits stay as they are.
         "--conntrack-max-per-core=0",
         "--conntrack-tcp-timeout-established=0s",
@@ -152,24 +146,24 @@ def kube_proxy(run: Path) -> list[str]:
     ]
 
 
-def kubelet(run: Path) -> list[str]:
+def kubelet(run: Path, addresses: Addresses) -> list[str]:
     return [
         f"--config={run}/kubelet.json",
         f"--kubeconfig={run}/kubelet.kubeconfig",
         f"--root-dir={run}/kubelet",
         f"--cert-dir={run}/kubelet-pki",
         f"--hostname-override={NODE}",
-        f"--node-ip={HOST}",
+        f"--node-ip={addresses.host}",
     ]
 
 
-def kubelet_configuration(run: Path, *, cgroup_v1: bool) -> str:
+def kubelet_configuration(run: Path, addresses: Addresses, *, cgroup_v1: bool) -> str:
     pki = run / "pki"
     return json.dumps(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            "address": HOST,
+            "address": addresses.host,
             "authentication": {
                 "x509": {"clientCAFile": f"{pki}/ca.crt"},
                 "webhook": {"enabled": True},
@@ -179,7 +173,7 @@ def kubelet_configuration(run: Path, *, cgroup_v1: bool) -> str:
             "tlsCertFile": f"{pki}/kubelet.crt",
             "tlsPrivateKeyFile": f"{pki}/kubelet.key",
             "containerRuntimeEndpoint": f"unix://{socket(run)}",
-            "clusterDNS": [HOST],
+            "clusterDNS": [addresses.host],
             "clusterDomain": "cluster.local",
             "resolvConf": "",
             "podLogsDir": str(pod_logs(run)),
@@ -231,23 +225,23 @@ def pod_logs(run: Path) -> Path:
     return run / "pod-logs"
 
 
-def network(run: Path) -> str:
-    addresses: Mapping[str, Any] = {
+def network(run: Path, addresses: Addresses) -> str:
+    ipam: Mapping[str, Any] = {
         "type": "host-local",
         "dataDir": str(run / "addresses"),
-        "ranges": [[{"subnet": _PODS, "rangeStart": _FIRST_POD}]],
-        "routes": [{"dst": _RANGE}],
+        "ranges": [[{"subnet": addresses.pods, "rangeStart": addresses.first_pod}]],
+        "routes": [{"dst": addresses.range}],
     }
     plugins: Sequence[Mapping[str, Any]] = [
-        {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True, "ipam": addresses},
+        {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ]
     return json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins})
 
 
-def corefile(run: Path) -> str:
+def corefile(run: Path, addresses: Addresses) -> str:
     return f""".:53 {{
-  bind {HOST}
+  bind {addresses.host}
   errors
   kubernetes cluster.local {{
     kubeconfig {run}/coredns.kubeconfig tinybird-proxy-cluster

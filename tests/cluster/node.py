@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.cluster import configuration
+from tests.cluster.addresses import FAMILIES, Addresses
 from tests.cluster.binaries import Binaries
 from tests.cluster.certificates import USERS, kubeconfig, write_certificates
 from tests.cluster.processes import Processes, end_programs_with
@@ -31,7 +32,7 @@ _LAST_FIRST: Final = (
     "containerd",
 )
 _OCI_NAME: Final = "org.opencontainers.image.ref.name"
-_BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge")
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -64,6 +65,17 @@ class Node:
         started = (self.run / "ready").exists() and len(alive) > len(_LAST_FIRST) and all(alive.values())
         return started and self._answers("get", "--raw", "/readyz")
 
+    @property
+    def family(self) -> str:
+        """Of the addresses, as it was started; IPv4 if it was not."""
+        file = self.run / "family"
+        return file.read_text() if file.exists() else "ipv4"
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where node, pods and Services are."""
+        return FAMILIES[self.family]
+
     def processes(self) -> dict[str, bool]:
         return self._processes.alive()
 
@@ -72,9 +84,14 @@ class Node:
         environment = os.environ | {"KUBECACHEDIR": str(self.run / "kubectl-cache")}
         return subprocess.run(command, env=environment, input=given, capture_output=True, text=True, check=False)
 
-    def up(self) -> None:
-        """Start everything; nothing if it is up already. What an earlier run left is removed first."""
+    def up(self, family: str | None = None) -> None:
+        """Start everything; nothing if it is up already. What an earlier run left is removed first.
+
+        ``family``: of the addresses; None: IPv4, or what is up already.
+        """
         if self.is_up:
+            if family not in (None, self.family):
+                raise Refusal(f"a cluster is up whose addresses are of {self.family}; first run: cluster down")
             return
         self.binaries.build()
         if self.run.exists():
@@ -83,18 +100,19 @@ class Node:
             print(f"cluster: {reason}; starting a new one in place of the last", file=sys.stderr, flush=True)
         self.down()
         self._refuse_a_taken_place()
-        self._write_files()
+        self._write_files(family or "ipv4")
         self._make_network()
+        addresses = self.addresses
         self._start("etcd", "etcd", configuration.etcd(self.run))
         self._start("containerd", "containerd", ["--config", f"{self.run}/containerd.toml"])
-        self._start("kube-apiserver", "kube-apiserver", configuration.api_server(self.run))
+        self._start("kube-apiserver", "kube-apiserver", configuration.api_server(self.run, addresses))
         self._processes.wait("containerd", lambda: self._ctr("version").returncode == 0)
         self._import_pause()
         self._processes.wait("kube-apiserver", lambda: self._answers("get", "--raw", "/readyz"))
         self._start("kube-controller-manager", "kube-controller-manager", configuration.controller_manager(self.run))
         self._start("kube-scheduler", "kube-scheduler", configuration.scheduler(self.run))
-        self._start("kubelet", "kubelet", configuration.kubelet(self.run))
-        self._start("kube-proxy", "kube-proxy", configuration.kube_proxy(self.run))
+        self._start("kubelet", "kubelet", configuration.kubelet(self.run, addresses))
+        self._start("kube-proxy", "kube-proxy", configuration.kube_proxy(self.run, addresses))
         applied = self.kubectl("apply", "--filename", "-", given=configuration.FIRST_OBJECTS)
         if applied.returncode:
             raise Refusal(f"the first objects were refused: {applied.stderr.strip()}")
@@ -152,20 +170,23 @@ class Node:
         if len(str(self.run)) > 60:  # a socket's whole path may have 107 characters, and the kubelet's are long
             raise Refusal(f"{self.run} is too long a path for the sockets below it; name another with --directory")
 
-    def _write_files(self) -> None:
+    def _write_files(self, family: str) -> None:
         run, pki = self.run, self.run / "pki"
-        write_certificates(pki, node=configuration.NODE, host=configuration.HOST, api_service=configuration.API_SERVICE)
+        run.mkdir()
+        (run / "family").write_text(family)
+        addresses = self.addresses
+        write_certificates(pki, node=configuration.NODE, host=addresses.host, api_service=addresses.api_service)
         for name in ("logs", "processes", "cni", "volumes"):
             (run / name).mkdir()
         for user in USERS:
-            (run / f"{user}.kubeconfig").write_text(kubeconfig(user, pki, configuration.API))
+            (run / f"{user}.kubeconfig").write_text(kubeconfig(user, pki, addresses.api))
             (run / f"{user}.kubeconfig").chmod(0o600)
         cgroup_v1 = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
         (run / "audit-policy.json").write_text(configuration.audit_policy())
-        (run / "kubelet.json").write_text(configuration.kubelet_configuration(run, cgroup_v1=cgroup_v1))
+        (run / "kubelet.json").write_text(configuration.kubelet_configuration(run, addresses, cgroup_v1=cgroup_v1))
         (run / "containerd.toml").write_text(configuration.containerd_configuration(run))
-        (run / "cni" / "10-pods.conflist").write_text(configuration.network(run))
-        (run / "Corefile").write_text(configuration.corefile(run))
+        (run / "cni" / "10-pods.conflist").write_text(configuration.network(run, addresses))
+        (run / "Corefile").write_text(configuration.corefile(run, addresses))
         if not os.path.lexists(configuration.HOST_PATH_VOLUMES):
             configuration.HOST_PATH_VOLUMES.symlink_to(run / "volumes")
 
@@ -174,18 +195,20 @@ class Node:
             subprocess.run(["modprobe", "br_netfilter"], capture_output=True, check=False)
         if not _BRIDGE_NETFILTER.exists():
             raise Refusal("this kernel has no br_netfilter, and Services need it: modprobe br_netfilter found nothing")
-        _BRIDGE_NETFILTER.write_text("1")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        bridge = configuration.BRIDGE
+        addresses, bridge = self.addresses, configuration.BRIDGE
+        (_BRIDGE_NETFILTER / f"bridge-nf-call-{addresses.firewall}").write_text("1")
+        Path("/proc/sys/net", addresses.forwarding).write_text("1")
         _must("ip", "link", "add", bridge, "type", "bridge")
-        _must("ip", "addr", "add", f"{configuration.HOST}/24", "dev", bridge)
+        # Nobody else is asked whether an IPv6 address is free: it could not be listened on until nobody answered.
+        nodad = ["nodad"] if self.family == "ipv6" else []
+        _must("ip", "addr", "add", f"{addresses.host}/{addresses.prefix_bits}", "dev", bridge, *nodad)
         _must("ip", "link", "set", bridge, "up")
         for chain, *rule in configuration.FIREWALL:
-            _must("iptables", "--wait", "-I", chain, *rule, "-j", "ACCEPT")
+            _must(addresses.firewall, "--wait", "-I", chain, *rule, "-j", "ACCEPT")
 
     def _remove_network(self) -> None:
         for chain, *rule in configuration.FIREWALL:
-            _try("iptables", "--wait", "-D", chain, *rule, "-j", "ACCEPT")
+            _try(self.addresses.firewall, "--wait", "-D", chain, *rule, "-j", "ACCEPT")
         if self.binaries.complete:
             _try(str(self.binaries["kube-proxy"]), "--cleanup")
         for program in ("iptables", "ip6tables"):  # the one chain that kube-proxy's own cleaning forgets

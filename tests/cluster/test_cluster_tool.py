@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from tests.cluster import configuration
+from tests.cluster.addresses import FAMILIES, Addresses
 from tests.cluster.binaries import HERE, MODULES, Binaries, key
+from tests.cluster.certificates import kubeconfig
 from tests.cluster.command import default_directory, why_not
 from tests.cluster.evidence import refused
 from tests.cluster.node import references_in
@@ -261,3 +264,30 @@ def test_the_audit_policy_leaves_out_nobody_but_the_parts_of_the_cluster() -> No
 def test_the_paths_of_sockets_fit_below_the_default_directory() -> None:
     run_directory = Path("/home/somebody/.cache/tinybird-proxy-cluster/run")
     assert len(str(configuration.socket(run_directory)).encode()) < 108
+
+
+@pytest.mark.parametrize(("family", "other"), [("ipv4", "ipv6"), ("ipv6", "ipv4")])
+def test_no_part_is_told_an_address_of_the_other_family(family: str, other: str, tmp_path: Path) -> None:
+    addresses = FAMILIES[family]
+    told = [
+        *configuration.api_server(tmp_path, addresses),
+        *configuration.kubelet(tmp_path, addresses),
+        *configuration.kube_proxy(tmp_path, addresses),
+        configuration.kubelet_configuration(tmp_path, addresses, cgroup_v1=False),
+        configuration.network(tmp_path, addresses),
+        configuration.corefile(tmp_path, addresses),
+        kubeconfig("admin", tmp_path, addresses.api),
+    ]
+    start = {"ipv4": "198.1", "ipv6": "fd74:"}
+    assert [line for line in told if start[other] in line] == []
+
+
+@pytest.mark.parametrize("addresses", FAMILIES.values(), ids=FAMILIES)
+def test_node_pods_and_services_are_within_the_range_that_pods_have_a_route_to(addresses: Addresses) -> None:
+    routed = ip_network(addresses.range)
+    for part in (addresses.host, addresses.api_service, addresses.pods, addresses.first_pod, addresses.services):
+        assert ip_network(part).subnet_of(routed)  # type: ignore[arg-type] # of one family, or it raises
+    # The first address of the pods' network is their gateway, the node; the first of the Services' is the API's.
+    assert ip_network(addresses.pods)[1] == ip_address(addresses.host)
+    assert ip_network(addresses.services)[1] == ip_address(addresses.api_service)
+    assert ip_network(addresses.pods).prefixlen == addresses.prefix_bits
