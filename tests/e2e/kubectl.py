@@ -35,6 +35,11 @@ class CommandFailed(Exception):
     """A command ended with another status than 0; the message is what it said."""
 
 
+def in_url(ip: str) -> str:
+    """A pod's address as the host of a URL."""
+    return f"[{ip}]" if ":" in ip else ip
+
+
 def run(*command: str | Path, stdin: str | None = None, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
     """What the command prints. Raises ``CommandFailed``."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -231,7 +236,7 @@ class Namespace:
 
     def post_to_pod(self, pod: str, *ids: str, name: str = "events") -> None:
         """``post``, to this pod and not to the Service."""
-        url = f"http://{self.get('pod', pod)['status']['podIP']}:8000"
+        url = f"http://{in_url(self.get('pod', pod)['status']['podIP'])}:8000"
         statuses = self.client("post", url, self.client_token(name), *ids)
         assert [status // 100 for status in statuses] == [2] * len(ids), statuses
 
@@ -240,7 +245,7 @@ class Namespace:
         found = self.find("pods", f"tinybird-proxy.io/proxy={proxy}")
         ips = {pod["metadata"]["name"]: pod["status"].get("podIP") for pod in found}
         return {
-            name: int(self.client("get", f"http://{ip}:8001/status")["buffer"]["rows"])
+            name: int(self.client("get", f"http://{in_url(ip)}:8001/status")["buffer"]["rows"])
             for name, ip in ips.items()
             if ip
         }

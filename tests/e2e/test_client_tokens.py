@@ -2,7 +2,7 @@
 
 import base64
 
-from tests.e2e.kubectl import SECRET_TIMEOUT_S, Namespace, doctor, token_secret, until
+from tests.e2e.kubectl import SECRET_TIMEOUT_S, Namespace, doctor, in_url, token_secret, until
 
 ROTATE = "tinybird-proxy.io/rotate-client-token"
 
@@ -20,7 +20,7 @@ def _rotated(namespace: Namespace, old: str) -> str:
 def _statuses(namespace: Namespace, token: str) -> set[int]:
     """What each pod of the proxy answers to a row that is sent with the token."""
     pods = namespace.find("pods", "tinybird-proxy.io/proxy=events")
-    urls = [f"http://{pod['status']['podIP']}:8000" for pod in pods]
+    urls = [f"http://{in_url(pod['status']['podIP'])}:8000" for pod in pods]
     return {status for url in urls for status in namespace.client("post", url, token, "x")}
 
 
