@@ -72,6 +72,7 @@ class Config:
     keepalive_max_age_s: float
     node_id: str | None
     tinybird_metrics_datasource: str | None
+    otlp_headers_file: str | None
     log_level: str
     log_format: Literal["auto", "json", "console"]
 
@@ -265,6 +266,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("KEEPALIVE_MAX_AGE", "keepalive_max_age_s", _duration(1.0, 86400.0), "5m", "A connection so old (10 % more or less, by chance) ends after its next answer, so that load balancers spread clients anew."),
     Option("NODE_ID", "node_id", _node_id, None, "Name of this instance in logs, batch ids and spans (default: the host's name)."),
     Option("TINYBIRD_METRICS_DATASOURCE", "tinybird_metrics_datasource", _data_source, None, "Data source for the proxy's own counters, a row each minute. Needs `TINYBIRD_TOKEN`."),
+    Option("OTEL_EXPORTER_OTLP_HEADERS_FILE", "otlp_headers_file", _text, None, "Headers for the collector, in the format of `OTEL_EXPORTER_OTLP_HEADERS`, from a file, read again when it changes."),
     Option("LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error."),
     Option("LOG_FORMAT", "log_format", _choice("auto", "json", "console"), "auto", "json, console, or auto: console on a terminal."),
 )

@@ -1,7 +1,10 @@
 """Tokens and certificates from files: read at the start, read again when they change, as Kubernetes changes them."""
 
 import asyncio
+import json
 import ssl
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from tests.proxy.running import (
     make_certificate,
     post,
     request,
+    running_process,
+    running_tinybird,
     running_world,
     until,
 )
@@ -26,6 +31,7 @@ from tinybird_proxy.app.secrets import load_secrets
 from tinybird_proxy.config import from_env
 from tinybird_proxy.emulator import TokenEntry
 from tinybird_proxy.errors import ConfigError
+from tinybird_proxy.testing.otlp_receiver import OtlpReceiver
 
 DRAIN = {"Authorization": "Bearer second-admin"}
 
@@ -253,6 +259,94 @@ async def test_the_admin_token_is_read_again_too(tmp_path: Path) -> None:
             await ask(world.proxy.admin_port, "/drain", headers={"X-Tinybird-Proxy": "1"}, token=None)
         ).status == 401
         assert await is_taken()
+
+
+# The collector's headers.
+
+
+@pytest.fixture
+def collector() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver(0) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()
+
+
+async def test_the_collectors_headers_come_from_a_file_that_may_be_missing_malformed_and_changed(
+    collector: OtlpReceiver, tmp_path: Path
+) -> None:
+    volume = Volume(tmp_path, headers="")
+    volume.write()
+    tracing = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+        "OTEL_EXPORTER_OTLP_HEADERS_FILE": volume.path("headers"),
+        "OTEL_BSP_SCHEDULE_DELAY": "10",
+        "NO_PROXY": "127.0.0.1",
+        "LOG_LEVEL": "debug",
+    }
+    async with running_tinybird() as tinybird, running_process(environment(tinybird.url, **tracing)) as proxy:
+
+        async def key_of_the_next_span() -> str | None:
+            """The header on what is exported of a row that is delivered now."""
+            before = len(collector.received.requests())
+            assert (await post(proxy.port, "name=hits&wait=true")).status == 200
+            await until(lambda: len(collector.received.requests()) > before)
+            return collector.received.requests()[-1].get("x-api-key")
+
+        async def problem() -> str | None:
+            status = json.loads((await ask(proxy.admin_port, "/status", method="GET", token=None)).body)
+            (file,) = status["tokens"]["files"]
+            return None if file["problem"] is None else str(file["problem"])
+
+        async def becomes(expected: str | None) -> None:
+            async def is_so() -> bool:
+                return await problem() == expected
+
+            await until(is_so)
+
+        assert await key_of_the_next_span() is None
+        assert await problem() == "cannot be read: no such file or directory"
+        volume.write(headers="MARK-of-nothing")
+        await becomes("header 1 is not key=value, as in OTEL_EXPORTER_OTLP_HEADERS")
+        assert await key_of_the_next_span() is None
+        volume.write(headers="x-api-key=MARK%201\n")
+        await becomes(None)
+        assert await key_of_the_next_span() == "MARK 1"
+        volume.write(headers="x-api-key=MARK-2")
+
+        async def is_changed() -> bool:
+            return await key_of_the_next_span() == "MARK-2"
+
+        await until(is_changed)
+        volume.write(headers="x-api-key=MARK-3;")
+        await becomes("header 1 holds characters that cannot stand in a header, or only percent-encoded")
+        assert await key_of_the_next_span() == "MARK-2"
+        volume.write()
+        await becomes("cannot be read: no such file or directory")
+        assert await key_of_the_next_span() == "MARK-2"
+        status = await ask(proxy.admin_port, "/status", method="GET", token=None)
+        assert await proxy.stop() == 0
+        assert b"MARK" not in proxy.output + status.body
+        assert b"a file cannot be used yet; it is read again each second" in proxy.output
+        assert b"a file that changed cannot be used; its last good content stays in use" in proxy.output
+
+
+def test_a_file_of_headers_that_cannot_be_used_stops_no_start(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("secret words")
+    config = from_env({"OTEL_EXPORTER_OTLP_HEADERS_FILE": str(tmp_path / "headers")})
+    secrets = load_secrets(config, utc_now=lambda: 0.0, hash_key=b"x", on_new_token=lambda: None)
+    assert [file.problem for file in secrets.files] == ["header 1 is not key=value, as in OTEL_EXPORTER_OTLP_HEADERS"]
+    assert secrets.collector_headers == {}
+
+
+def test_headers_are_not_shown_by_what_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("x-api-key=s3cret")
+    config = from_env({"OTEL_EXPORTER_OTLP_HEADERS_FILE": str(tmp_path / "headers")})
+    secrets = load_secrets(config, utc_now=lambda: 0.0, hash_key=b"x", on_new_token=lambda: None)
+    assert secrets.collector_headers == {"x-api-key": "s3cret"}
+    assert "s3cret" not in repr(secrets)
 
 
 # The certificate of the public port.

@@ -63,6 +63,17 @@ def test_check_shows_every_option_and_no_secret() -> None:
     assert ended.stdout.endswith("\nThe configuration is good.\n")
 
 
+def test_check_tells_of_a_file_that_run_would_start_without(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("s3cret")
+    ended = _run("check", OTEL_EXPORTER_OTLP_HEADERS_FILE=str(tmp_path / "headers"))
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        f"OTEL_EXPORTER_OTLP_HEADERS_FILE: {tmp_path / 'headers'}: header 1 is not key=value, as in"
+        " OTEL_EXPORTER_OTLP_HEADERS; it is read again each second\n"
+    )
+    assert ended.stdout.endswith("\nThe configuration is good.\n")
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_every_problem_of_a_configuration_is_listed_at_once(command: str) -> None:
     ended = _run(

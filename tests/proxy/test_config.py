@@ -85,6 +85,7 @@ DEFAULTS: Final = {
     "KEEPALIVE_MAX_AGE": 300.0,
     "NODE_ID": None,
     "TINYBIRD_METRICS_DATASOURCE": None,
+    "OTEL_EXPORTER_OTLP_HEADERS_FILE": None,
     "LOG_LEVEL": "info",
     "LOG_FORMAT": "auto",
 }

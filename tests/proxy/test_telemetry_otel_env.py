@@ -5,10 +5,15 @@ import sys
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.util.re import parse_env_headers
 
-from tinybird_proxy.errors import Problem
-from tinybird_proxy.telemetry.otel_env import problems, wants_tracing
+from tinybird_proxy.errors import Problem, TokenFileError
+from tinybird_proxy.telemetry.otel_env import parse_headers, problems, wants_tracing
 
+NOT_A_HEADER = "header {} is not key=value, as in OTEL_EXPORTER_OTLP_HEADERS"
+NOT_IN_A_HEADER = "header {} holds characters that cannot stand in a header, or only percent-encoded"
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}
 
 
@@ -149,3 +154,60 @@ def test_every_problem_is_named_at_once() -> None:
 def test_asking_whether_tracing_is_wanted_does_not_import_opentelemetry() -> None:
     code = "import sys, tinybird_proxy.telemetry.otel_env; assert 'opentelemetry' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class TestParseHeaders:
+    """A file's headers, in the format of OTEL_EXPORTER_OTLP_HEADERS."""
+
+    @pytest.mark.parametrize(
+        ("text", "headers"),
+        [
+            ("x-honeycomb-team=key", {"x-honeycomb-team": "key"}),
+            ("X-Honeycomb-Team=Key\n", {"x-honeycomb-team": "Key"}),
+            ("a=1,b=2", {"a": "1", "b": "2"}),
+            (" a = 1 ,\n\tb=2 ,", {"a": "1", "b": "2"}),
+            ("authorization=Basic%20dXNlcjprZXk=", {"authorization": "Basic dXNlcjprZXk="}),
+            ("authorization=Basic dXNlcjprZXk=", {"authorization": "Basic dXNlcjprZXk="}),
+            ("authorization=Bearer 100%25", {"authorization": "Bearer 100%25"}),
+            ("a=1%0A 2", {"a": "1%0A 2"}),  # with a space nothing is decoded
+            ("a=%22%2C%3B%5C", {"a": '",;\\'}),
+            ("a=", {"a": ""}),
+            ("a=1,A=2", {"a": "2"}),
+        ],
+    )
+    def test_good_headers_are_what_the_sdk_reads_from_the_variable(self, text: str, headers: dict[str, str]) -> None:
+        assert parse_headers(text) == headers == parse_env_headers(text, liberal=True)
+
+    @given(st.text(st.sampled_from('aB-=,; %20"\\\n\tä')) | st.text())
+    def test_whatever_is_taken_the_sdk_would_read_alike(self, text: str) -> None:
+        try:
+            headers = parse_headers(text)
+        except TokenFileError:
+            return
+        assert headers == parse_env_headers(text, liberal=True)
+        assert all(value.isascii() and value.isprintable() for value in (*headers, *headers.values()))
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("", "holds no header"),
+            (" \n", "holds no header"),
+            (",", "holds no header"),
+            ("s3cret", NOT_A_HEADER.format(1)),
+            ("a=1,s3cret", NOT_A_HEADER.format(2)),
+            ("Authorization: Bearer s3cret", NOT_A_HEADER.format(1)),
+            ("=s3cret", NOT_A_HEADER.format(1)),
+            ("a b=s3cret", NOT_A_HEADER.format(1)),
+            ('a="s3cret"', NOT_IN_A_HEADER.format(1)),
+            ("a=s3cret;b=2", NOT_IN_A_HEADER.format(1)),
+            ("a=s3cret\nb=2", NOT_IN_A_HEADER.format(1)),
+            ("a=s3cret%0D%0Ab:2", NOT_IN_A_HEADER.format(1)),
+            ("a=s3cr%C3%A8t", NOT_IN_A_HEADER.format(1)),
+            ("a%0A=s3cret", NOT_IN_A_HEADER.format(1)),
+            ("a=s3crèt", NOT_IN_A_HEADER.format(1)),
+        ],
+    )
+    def test_what_is_malformed_is_refused_as_a_whole_by_its_number_alone(self, text: str, problem: str) -> None:
+        with pytest.raises(TokenFileError) as raised:
+            parse_headers(text)
+        assert str(raised.value) == problem

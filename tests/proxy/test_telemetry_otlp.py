@@ -433,6 +433,57 @@ def test_the_standard_variables_say_who_we_are_and_how_to_export(
     assert (headers["x-api-key"], headers["content-encoding"]) == ("collector-secret", "gzip")
 
 
+def test_headers_are_asked_for_before_each_request_and_win_over_the_variable(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=of-the-variable,x-tenant=shop")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    current: dict[str, str] = {}
+    tracer = make_tracer(
+        instance="node-1",
+        version="1.2.3",
+        server_address="api.tinybird.co",
+        server_port=443,
+        headers=lambda: current,
+    )
+    began_after = len(receiver.get("/requests"))
+
+    def seen(count: int) -> list[tuple[str, str]]:
+        deadline = time.monotonic() + 30
+        while len(found := receiver.get("/requests")[began_after:]) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return [(headers["x-api-key"], headers["x-tenant"]) for headers in found]
+
+    try:
+        for number, each in enumerate(({}, {"x-api-key": "first"}, {"x-api-key": "second"}), 1):
+            current.update(each)
+            tracer.flush(frozen_batch(f"with-headers-{number}"), oldest_age_s=0.0).end(verdict="delivered", attempts=1)
+            assert len(seen(number)) == number
+    finally:
+        tracer.close()
+    assert seen(3) == [("of-the-variable", "shop"), ("first", "shop"), ("second", "shop")]
+
+
+def test_a_user_name_in_the_endpoint_is_still_sent_where_there_are_other_headers(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://me:word@127.0.0.1:{receiver.port}")
+    for headers, expected in (
+        ({"x-api-key": "key"}, "Basic bWU6d29yZA=="),
+        ({"authorization": "Bearer k"}, "Bearer k"),
+    ):
+        tracer = make_tracer(
+            instance="node-1",
+            version="1.2.3",
+            server_address="api.tinybird.co",
+            server_port=443,
+            headers=lambda given=headers: given,
+        )
+        flush_once(tracer, frozen_batch("with-a-user"))
+        tracer.close()
+        assert receiver.get("/requests")[-1]["authorization"] == expected
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("OTEL_BSP_MAX_QUEUE_SIZE", "0"), ("OTEL_BSP_MAX_QUEUE_SIZE", "100"), ("OTEL_SPAN_LINK_COUNT_LIMIT", "many")],

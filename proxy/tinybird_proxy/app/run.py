@@ -111,7 +111,7 @@ async def running(
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         upstream = Upstream(make_upstream_settings(config, instance), tls=ssl.create_default_context(), now=now)
         stack.push_async_callback(upstream.close)
-        tracer = _make_tracer(env, instance, upstream)
+        tracer = _make_tracer(env, instance, upstream, secrets)
         stack.push_async_callback(_close_tracer, tracer)
 
         pipeline = _build_pipeline(
@@ -374,12 +374,18 @@ def make_upstream_settings(config: Config, instance: str) -> UpstreamSettings:
     )
 
 
-def _make_tracer(env: Mapping[str, str], instance: str, upstream: Upstream) -> Tracer:
+def _make_tracer(env: Mapping[str, str], instance: str, upstream: Upstream, secrets: Secrets) -> Tracer:
     if not wants_tracing(env):
         return no_tracer()
     from tinybird_proxy.telemetry.otlp import make_tracer  # heavy: only when a collector is configured
 
-    return make_tracer(instance=instance, version=__version__, server_address=upstream.host, server_port=upstream.port)
+    return make_tracer(
+        instance=instance,
+        version=__version__,
+        server_address=upstream.host,
+        server_port=upstream.port,
+        headers=None if secrets.collector_headers is None else lambda: secrets.collector_headers or {},
+    )
 
 
 async def _close_tracer(tracer: Tracer) -> None:

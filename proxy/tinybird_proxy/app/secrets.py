@@ -2,14 +2,15 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tinybird_proxy.admin.app import AdminToken
 from tinybird_proxy.config import Config
 from tinybird_proxy.errors import ConfigError, Problem, TokenFileError
 from tinybird_proxy.server.events import Gate
 from tinybird_proxy.telemetry.logs import fields, get_logger
+from tinybird_proxy.telemetry.otel_env import parse_headers
 from tinybird_proxy.tokens import ClientTokens, OwnToken, WatchedFile, read_all, read_file, single_token
 
 WATCH_INTERVAL_S = 1.0
@@ -18,13 +19,17 @@ _log = get_logger("tokens")
 
 @dataclass(slots=True)
 class Secrets:
-    """Tokens in use, TLS for the public port, and the files that they came from."""
+    """Tokens in use, TLS for the public port, and the files that they came from.
+
+    ``collector_headers``: what spans are exported with beside the environment's; None: no file is named for them.
+    """
 
     own_token: OwnToken | None
     gate: Gate
     admin: AdminToken
     server_tls: ssl.SSLContext | None
     files: list[WatchedFile]
+    collector_headers: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 def load_secrets(
@@ -37,17 +42,24 @@ def load_secrets(
     problems: list[Problem] = []
     secrets = Secrets(None, Gate(own_token_mode=config.own_token_mode), AdminToken(config.admin_token), None, [])
 
-    def watch(variable: str, path: str, apply: Callable[[str], None], *, may_be_missing: bool = False) -> None:
+    def watch(
+        variable: str,
+        path: str,
+        apply: Callable[[str], None],
+        *,
+        may_be_missing: bool = False,
+        may_be_bad: bool = False,
+    ) -> None:
         file = WatchedFile(variable, path, apply)
         try:
             text = read_file(path)
         except TokenFileError as error:
             file.problem = str(error)
-            if not (may_be_missing and isinstance(error.__cause__, FileNotFoundError)):
+            if not may_be_bad and not (may_be_missing and isinstance(error.__cause__, FileNotFoundError)):
                 problems.append(Problem(variable, f"{path}: {error}"))
         else:
             file.update(text, None)
-            if file.problem is not None:
+            if file.problem is not None and not may_be_bad:
                 problems.append(Problem(variable, f"{path}: {file.problem}"))
         secrets.files.append(file)
 
@@ -77,6 +89,14 @@ def load_secrets(
             secrets.admin.value = single_token(text)
 
         watch("ADMIN_TOKEN_FILE", config.admin_token_file, replace_admin)
+    if config.otlp_headers_file is not None:
+        secrets.collector_headers = {}
+
+        def replace_headers(text: str) -> None:
+            secrets.collector_headers = parse_headers(text)
+
+        # Rows do not wait for traces: without a good file, spans go without these headers.
+        watch("OTEL_EXPORTER_OTLP_HEADERS_FILE", config.otlp_headers_file, replace_headers, may_be_bad=True)
     if config.tls_cert_file is not None and config.tls_key_file is not None:
         _load_tls(config.tls_cert_file, config.tls_key_file, secrets, problems)
     if problems:
@@ -112,6 +132,9 @@ def _load_tls(cert_path: str, key_path: str, secrets: Secrets, problems: list[Pr
 
 async def watch_files(files: Sequence[WatchedFile], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
     """Read the files again each second, in a thread; what is new is applied on the event loop."""
+    for file in files:
+        if file.problem is not None:
+            _say_that_it_cannot_be_used(file)
     while files:
         await sleep(WATCH_INTERVAL_S)
         for file, text, problem in await asyncio.to_thread(read_all, files):
@@ -120,7 +143,12 @@ async def watch_files(files: Sequence[WatchedFile], sleep: Callable[[float], Awa
             if file.problem is None:
                 _log.info("a file was read again", extra=fields(variable=file.variable, path=file.path))
             else:
-                _log.error(
-                    "a file that changed cannot be used; its last good content stays in use",
-                    extra=fields(variable=file.variable, path=file.path, problem=file.problem),
-                )
+                _say_that_it_cannot_be_used(file)
+
+
+def _say_that_it_cannot_be_used(file: WatchedFile) -> None:
+    shown = fields(variable=file.variable, path=file.path, problem=file.problem)
+    if file.last_text is None:  # and nothing that cannot do without it has started
+        _log.warning("a file cannot be used yet; it is read again each second", extra=shown)
+    else:
+        _log.error("a file that changed cannot be used; its last good content stays in use", extra=shown)

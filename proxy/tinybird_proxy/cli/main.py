@@ -74,6 +74,9 @@ def check(upstream: bool) -> None:
     for variable, value in describe(config):
         click.echo(f"{variable:26} {value}")
     _warn_of_typos()
+    for file in secrets.files:
+        if file.problem is not None:  # of one that `run` starts without
+            click.echo(f"{file.variable}: {file.path}: {file.problem}; it is read again each second", err=True)
     if upstream:
         from tinybird_proxy.app.ask import ask_upstream
 

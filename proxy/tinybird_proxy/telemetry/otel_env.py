@@ -5,11 +5,12 @@ Pure: the environment is an argument. Values that may hold a secret (an endpoint
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from tinybird_proxy.errors import Problem
+from tinybird_proxy.errors import Problem, TokenFileError
 
 PROTOCOL: Final = "http/protobuf"
 _COMPRESSIONS: Final = ("none", "gzip", "deflate")
@@ -21,6 +22,10 @@ _SAMPLERS: Final = (
     "parentbased_always_off",
     "parentbased_traceidratio",
 )
+# https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[!-~ ]*")
+_NOT_IN_A_VALUE: Final = frozenset('",;\\')
 
 
 def wants_tracing(env: Mapping[str, str]) -> bool:
@@ -40,6 +45,33 @@ def problems(env: Mapping[str, str]) -> list[Problem]:
         *_exporter_problems(env),
         *_sampler_problems(env),
     ]
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """Headers in the format of ``OTEL_EXPORTER_OTLP_HEADERS``: ``key=value,key2=value2``, percent-encoded.
+
+    Good ones are what the SDK makes of that variable (a value with spaces is taken as it is). It leaves out what is
+    malformed, and quotes it in its log; here that is a ``TokenFileError``, which says where, and quotes nothing.
+    """
+    headers = {}
+    for number, entry in enumerate(text.split(","), 1):
+        if not entry.strip():
+            continue
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals or not _HEADER_NAME.fullmatch(name):
+            raise TokenFileError(f"header {number} is not key=value, as in OTEL_EXPORTER_OTLP_HEADERS")
+        fits = _HEADER_VALUE.fullmatch(value) and not _NOT_IN_A_VALUE & set(value)
+        if " " not in value:
+            name, value = unquote(name), unquote(value).strip()
+        if not fits or not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            # Encoded or not: a line break in a header would end it.
+            raise TokenFileError(
+                f"header {number} holds characters that cannot stand in a header, or only percent-encoded"
+            )
+        headers[name.lower()] = value
+    if not headers:
+        raise TokenFileError("holds no header")
+    return headers
 
 
 def _endpoint_problems(env: Mapping[str, str]) -> list[Problem]:

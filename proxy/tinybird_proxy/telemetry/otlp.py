@@ -47,6 +47,9 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace import Tracer as SdkTracer
 from opentelemetry.util.types import Attributes, AttributeValue
+from requests import PreparedRequest, Session
+from requests.auth import AuthBase, HTTPBasicAuth
+from requests.utils import get_auth_from_url
 
 from tinybird_proxy.batch import FrozenBatch
 from tinybird_proxy.errors import ConfigError, Problem
@@ -77,16 +80,24 @@ _HARMLESS_WORDS: Final = frozenset({"Span", "spans", *(status.phrase for status 
 _log = get_logger("tracing")
 
 
-def make_tracer(*, instance: str, version: str, server_address: str, server_port: int) -> Tracer:
+def make_tracer(
+    *,
+    instance: str,
+    version: str,
+    server_address: str,
+    server_port: int,
+    headers: Callable[[], Mapping[str, str]] | None = None,
+) -> Tracer:
     """A tracer as the process's ``OTEL_*`` variables say, with a thread that exports until ``close``.
 
-    ``server_address`` and ``server_port`` are Tinybird's. Raises ``ConfigError`` for what the SDK refuses.
+    ``server_address`` and ``server_port`` are Tinybird's. ``headers``, asked by that thread for each request to the
+    collector, come on top of those in the variables, and win. Raises ``ConfigError`` for what the SDK refuses.
     """
     notices = _take_over_sdk_log()
     try:
         limits = SpanLimits()
         provider = TracerProvider(resource=_resource(instance, version), shutdown_on_exit=False, span_limits=limits)
-        exporter = OTLPSpanExporter()
+        exporter = OTLPSpanExporter(session=None if headers is None else _session_with(headers))
         processor = _LinkingProcessor(exporter, limits.max_links)
         provider.add_span_processor(processor)
     except (ValueError, RuntimeError, ImportError) as error:
@@ -94,6 +105,27 @@ def make_tracer(*, instance: str, version: str, server_address: str, server_port
     tracer = provider.get_tracer("tinybird_proxy", version)
     server: dict[str, AttributeValue] = {SERVER_ADDRESS: server_address, SERVER_PORT: server_port}
     return _OtlpTracer(tracer, server, processor, _Export(provider, exporter, notices))
+
+
+def _session_with(headers: Callable[[], Mapping[str, str]]) -> Session:
+    session = Session()
+    session.auth = _Headers(headers)
+    return session
+
+
+class _Headers(AuthBase):
+    """Puts on each request what is asked for then: changed headers need no new exporter."""
+
+    def __init__(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        # Without an auth of a session's, requests does this itself.
+        user, password = get_auth_from_url(request.url or "")
+        if user or password:
+            HTTPBasicAuth(user, password)(request)
+        request.headers.update(self._headers())
+        return request
 
 
 def _resource(instance: str, version: str) -> Resource:
