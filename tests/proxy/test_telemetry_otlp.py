@@ -468,16 +468,18 @@ def test_a_user_name_in_the_endpoint_is_still_sent_where_there_are_other_headers
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://me:word@127.0.0.1:{receiver.port}")
-    for headers, expected in (
+    headers: dict[str, str] = {}
+    for given, expected in (
         ({"x-api-key": "key"}, "Basic bWU6d29yZA=="),
         ({"authorization": "Bearer k"}, "Bearer k"),
     ):
+        headers.update(given)
         tracer = make_tracer(
             instance="node-1",
             version="1.2.3",
             server_address="api.tinybird.co",
             server_port=443,
-            headers=lambda given=headers: given,
+            headers=lambda: headers,
         )
         flush_once(tracer, frozen_batch("with-a-user"))
         tracer.close()
