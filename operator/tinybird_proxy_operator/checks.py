@@ -32,6 +32,7 @@ def problems(proxy: Proxy, settings: OperatorSettings) -> Found:
         *deployment.metadata_problems(spec.pod),
         *_ways_in(spec),
         *_budget(spec.pod_disruption_budget.max_unavailable),
+        *_headers(spec),
         *(guest.problems(spec) if environment.is_sidecar(spec) else []),
     ]
     options = _options(spec)
@@ -73,6 +74,12 @@ def _budget(max_unavailable: int | str) -> list[str]:
         f"spec.podDisruptionBudget.maxUnavailable: {max_unavailable!r} must be a number or percentage above 0: "
         "otherwise no node with a pod of it could ever be drained"
     ]
+
+
+def _headers(spec: ProxySpec) -> list[str]:
+    if spec.telemetry.otlp_headers_secret_ref is None or spec.telemetry.otlp_endpoint:
+        return []
+    return ["spec.telemetry.otlpHeadersSecretRef: needs spec.telemetry.otlpEndpoint: there is no collector to send to"]
 
 
 def _options(spec: ProxySpec) -> list[str]:

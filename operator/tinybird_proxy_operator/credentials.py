@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from tinybird_proxy.config import token_hash
+from tinybird_proxy.errors import TokenFileError
+from tinybird_proxy.telemetry.otel_env import parse_headers
 from tinybird_proxy_operator.children import NameTaken, is_ours
 from tinybird_proxy_operator.errors import Conflict, NotFound
 from tinybird_proxy_operator.events import Events
@@ -65,28 +67,65 @@ class Token:
 async def read_token(kube: Kube, namespace: str, ref: SecretKey) -> Token:
     """Look at the key of a Secret that a resource names. The Secret must be meant for us, by its label."""
     secret = await kube.find("Secret", namespace, ref.name)
-    if secret is None:
-        text = f"Secret {ref.name} does not exist in namespace {namespace}. Create it, with the key {ref.key}."
-        return Token(None, Problem(reason=Reason.SECRET_NOT_FOUND, message=text))
-    labels: Mapping[str, str] = secret["metadata"].get("labels") or {}
-    if labels.get(USE_LABEL) != USE_TOKEN:
-        text = (
-            f"Secret {ref.name} does not carry the label {USE_LABEL}={USE_TOKEN}, which says that proxies may use it:"
-            f" kubectl label secret {ref.name} {USE_LABEL}={USE_TOKEN}"
-        )
-        return Token(None, Problem(reason=Reason.SECRET_NOT_SHARED, message=text))
-    value = _value(secret, ref.key)
-    if not value:
-        keys = ", ".join(sorted(secret.get("data") or {})) or "none"
-        text = f"Secret {ref.name} has no value under the key {ref.key}; its keys: {keys}."
-        return Token(None, Problem(reason=Reason.SECRET_KEY_MISSING, message=text))
+    problem = _problem_of(secret, namespace, ref)
+    if secret is None or problem is not None:
+        return Token(None, problem)
     note = None
     if secret.get("immutable"):
         note = (
             f"The Secret {ref.name} is immutable: its token cannot be changed. To rotate it, make another Secret and"
             " name that one in the resource."
         )
-    return Token(token_hash(value), None, note)
+    return Token(token_hash(_value(secret, ref.key)), None, note)
+
+
+async def read_headers(kube: Kube, proxy: Proxy) -> Problem | None:
+    """What is wrong with the Secret of the collector's headers, where one is named. Nothing waits for it."""
+    ref = proxy.spec.telemetry.otlp_headers_secret_ref
+    if ref is None:
+        return None
+    secret = await kube.find("Secret", proxy.namespace, ref.name)
+    problem = _problem_of(secret, proxy.namespace, ref)
+    if secret is not None and problem is None:
+        try:
+            parse_headers(_value(secret, ref.key))
+        except TokenFileError as error:
+            text = f"Secret {ref.name}, key {ref.key}, cannot be used: {error}."
+            problem = Problem(reason=Reason.SECRET_MALFORMED, message=text)
+    if problem is None:
+        return None
+    return replace(problem, message=f"{problem.message} It is for the headers of spans alone: no row waits for it.")
+
+
+def headers_stay_out(problem: Problem | None, ref: SecretKey | None, live: Mapping[str, Any] | None) -> bool:
+    """Whether new pods of a Deployment go without the headers' Secret: what is not known to be shared comes into none.
+
+    One that is gone was shared, where pods have it already. That it is gone is no reason to replace them.
+    """
+    if problem is None or ref is None:
+        return False
+    there_already = live is not None and mounts(live, ref.name)
+    gone = problem.reason is Reason.SECRET_NOT_FOUND
+    return problem.reason is Reason.SECRET_NOT_SHARED or (gone and not there_already)
+
+
+def _problem_of(secret: Mapping[str, Any] | None, namespace: str, ref: SecretKey) -> Problem | None:
+    """Why the key of a Secret cannot be used."""
+    if secret is None:
+        text = f"Secret {ref.name} does not exist in namespace {namespace}. Create it, with the key {ref.key}."
+        return Problem(reason=Reason.SECRET_NOT_FOUND, message=text)
+    labels: Mapping[str, str] = secret["metadata"].get("labels") or {}
+    if labels.get(USE_LABEL) != USE_TOKEN:
+        text = (
+            f"Secret {ref.name} does not carry the label {USE_LABEL}={USE_TOKEN}, which says that proxies may use it:"
+            f" kubectl label secret {ref.name} {USE_LABEL}={USE_TOKEN}"
+        )
+        return Problem(reason=Reason.SECRET_NOT_SHARED, message=text)
+    if not _value(secret, ref.key):
+        keys = ", ".join(sorted(secret.get("data") or {})) or "none"
+        text = f"Secret {ref.name} has no value under the key {ref.key}; its keys: {keys}."
+        return Problem(reason=Reason.SECRET_KEY_MISSING, message=text)
+    return None
 
 
 async def read_tokens(kube: Kube, proxy: Proxy) -> Token:

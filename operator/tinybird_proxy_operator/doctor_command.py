@@ -20,7 +20,7 @@ import msgspec
 from tinybird_proxy.health import duration
 from tinybird_proxy_operator import manifests
 from tinybird_proxy_operator.children import is_ours
-from tinybird_proxy_operator.credentials import generates_client_token, read_token
+from tinybird_proxy_operator.credentials import generates_client_token, read_headers, read_token
 from tinybird_proxy_operator.doctor import (
     Answer,
     Diagnosis,
@@ -41,7 +41,7 @@ from tinybird_proxy_operator.settings import OperatorSettings, from_env
 from tinybird_proxy_operator.sidecar_pods import admin_port_of, candidates, namespace_labels
 from tinybird_proxy_operator.sidecars.app_pods import AppPod, asking, has_ended
 from tinybird_proxy_operator.sidecars.injection import Sidecar, chosen
-from tinybird_proxy_operator.spec import Proxy, parse, without_spec
+from tinybird_proxy_operator.spec import HeadersKey, Proxy, parse, without_spec
 from tinybird_proxy_operator.workloads import pods_of
 
 PROBLEMS_STATUS: Final = 1
@@ -223,6 +223,7 @@ class Reader:
         refs = {
             "spec.tinybird.tokenSecretRef": proxy.spec.tinybird.token_secret_ref,
             "spec.clients.tokenSecretRef": proxy.spec.clients.token_secret_ref,
+            "spec.telemetry.otlpHeadersSecretRef": proxy.spec.telemetry.otlp_headers_secret_ref,
         }
         seen, token_hash = [], None
         for where, ref in refs.items():
@@ -233,8 +234,15 @@ class Reader:
                 continue
             # Its values stay in here.
             secret, _ = await self._try(f"Secret {ref.name}", self.kube.find("Secret", proxy.namespace, ref.name))
-            immutable = secret is not None and secret.get("immutable") is True
-            seen.append(SecretSeen(field=where, name=ref.name, key=ref.key, problem=token.problem, immutable=immutable))
+            immutable, optional = secret is not None and secret.get("immutable") is True, isinstance(ref, HeadersKey)
+            problem = token.problem
+            if optional:
+                problem, _ = await self._try(f"Secret {ref.name}", read_headers(self.kube, proxy))
+            seen.append(
+                SecretSeen(
+                    field=where, name=ref.name, key=ref.key, problem=problem, immutable=immutable, optional=optional
+                )
+            )
             if where == "spec.tinybird.tokenSecretRef":
                 token_hash = token.hash
         return seen, token_hash

@@ -202,7 +202,8 @@ def _news_of_state(container: _Body) -> tuple[Any, ...]:
 
 
 def _named_secrets(body: _Body) -> list[str]:
-    refs = [_map(_map(_map(body.get("spec")).get(part)).get("tokenSecretRef")) for part in ("tinybird", "clients")]
+    fields = (("tinybird", "tokenSecretRef"), ("clients", "tokenSecretRef"), ("telemetry", "otlpHeadersSecretRef"))
+    refs = [_map(_map(_map(body.get("spec")).get(part)).get(field)) for part, field in fields]
     return [str(ref["name"]) for ref in refs if "name" in ref]
 
 

@@ -43,6 +43,8 @@ APP: Final = "tinybird-proxy"
 
 CONTAINER: Final = "proxy"
 SIDECAR_CONTAINER: Final = "tinybird-proxy"
+# Whichever of them a sidecar brings along. The same names are in the chart's templates/injection/_cel.tpl.
+SIDECAR_VOLUMES: Final = (f"{APP}-no-account", f"{APP}-token", f"{APP}-otlp-headers")
 EVENTS_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
 EVENTS_PORT_NAME: Final = "events"
@@ -50,6 +52,7 @@ ADMIN_PORT_NAME: Final = "admin"
 TOKEN_DIR: Final = "/etc/tinybird-proxy/tinybird"  # noqa: S105 - a path
 CLIENTS_DIR: Final = "/etc/tinybird-proxy/clients"
 ADMIN_DIR: Final = "/etc/tinybird-proxy/admin"
+OTLP_DIR: Final = "/etc/tinybird-proxy/otlp"
 CLIENT_TOKEN_KEY: Final = "token"  # noqa: S105 - a key's name
 CLIENT_ACCEPTED_KEY: Final = "accepted"
 ADMIN_TOKEN_KEY: Final = "token"  # noqa: S105 - a key's name
@@ -150,6 +153,7 @@ class Reason(StrEnum):
     SECRET_KEY_MISSING = "SecretKeyMissing"  # noqa: S105
     SECRET_NOT_SHARED = "SecretNotShared"  # noqa: S105
     SECRET_IMMUTABLE = "SecretImmutable"  # noqa: S105
+    SECRET_MALFORMED = "SecretMalformed"  # noqa: S105
     UPSTREAM_NOT_ALLOWED = "UpstreamNotAllowed"
     COLLECTOR_NOT_ALLOWED = "CollectorNotAllowed"
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"

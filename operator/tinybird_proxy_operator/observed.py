@@ -148,6 +148,7 @@ class Observed:
     it; ``sidecars_current``: that condition. ``pods``: those that have one. ``injected_by_others``: a sentence, where
     something else than this operator injects.
     ``lost``: what ended processes lost so far, as the status says it.
+    ``otlp_headers``: what is wrong with the Secret for the collector, which keeps nothing else waiting.
     """
 
     wanted_replicas: int | None
@@ -171,6 +172,7 @@ class Observed:
     sidecars_current: tuple[str, Reason, str] | None = None
     injected_by_others: str = ""
     lost: Mapping[str, Any] | None = None
+    otlp_headers: Problem | None = None
 
 
 def accepted_by(observed: Observed) -> dict[str, str | None] | None:

@@ -17,6 +17,8 @@ from tinybird_proxy_operator.children import is_ours
 from tinybird_proxy_operator.credentials import (
     Rotations,
     Token,
+    headers_stay_out,
+    read_headers,
     read_tokens,
 )
 from tinybird_proxy_operator.errors import Conflict, Forbidden, Invalid, NamespaceTerminating, NotFound, SpecError
@@ -36,7 +38,7 @@ from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.shrinking import Scaling, Shrinks
 from tinybird_proxy_operator.sidecar_looks import SidecarLooks
 from tinybird_proxy_operator.sidecar_pods import SidecarPods
-from tinybird_proxy_operator.spec import Proxy, parse, without_spec
+from tinybird_proxy_operator.spec import Proxy, parse, without_headers, without_spec
 from tinybird_proxy_operator.status import differs, make_status
 from tinybird_proxy_operator.telling import tell
 from tinybird_proxy_operator.workloads import read_pods
@@ -44,7 +46,8 @@ from tinybird_proxy_operator.workloads import read_pods
 # How soon to look again: while something is on its way, and for the figures of the pods.
 SOON_S = 2.0
 FIGURES_S = 10.0
-_Asked = tuple[Any, ...]  # uid, generation and annotations of a resource, and what its HPA is made from
+# uid, generation and annotations of a resource, what its HPA is made from, what is wrong with its collector's headers
+_Asked = tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -213,9 +216,11 @@ class Reconciler:
         token = await read_tokens(self.kube, proxy)
         if token.problem is not None:
             problems.append(token.problem)
+        headers, headers_ref = await read_headers(self.kube, proxy), proxy.spec.telemetry.otlp_headers_secret_ref
         known, was_queued = self._in_order.pop(key, (None, False))
         plan = await self._autoscalers.plan(key, proxy, body.get("status") or {})
-        present = proxy.uid, proxy.generation, proxy.annotations, plan.targets, plan.throttled
+        why = None if headers is None else headers.reason
+        present = proxy.uid, proxy.generation, proxy.annotations, plan.targets, plan.throttled, why
         queued = self._rollouts.queued(key) if was_queued else None
         in_order = known == present and was_queued == (queued is not None)  # or its turn has come
         client = await self._rotations.read(key, proxy, changed=bool(problems) or known != present)
@@ -223,8 +228,9 @@ class Reconciler:
         scaling = await self._shrinks.look(key, proxy, await self._deployment(proxy), body, wanted=wanted)
         refused: list[Problem] = []
         live, stands = await self._pace(proxy, scaling, refused)
+        given = without_headers(proxy) if headers_stay_out(headers, headers_ref, live) else proxy
         desired = Desired(
-            proxy=proxy, replicas=scaling.replicas, settings=self.settings, plan=plan, paused=stands is not None
+            proxy=given, replicas=scaling.replicas, settings=self.settings, plan=plan, paused=stands is not None
         )
         if problems or scaling.fell:  # a changed template goes out when the pods that are too many have gone
             outcome = Outcome(problems=problems, deployment=live)
@@ -251,7 +257,7 @@ class Reconciler:
             await self.events.tell(proxy, Reason.SECRET_IMMUTABLE, token.note, warning=False, about=token.note)
         notes = [note for note in (token.note, self._rotations.note(key, proxy)) if note is not None]
         observed = replace(observed, held=stands or verdict.held, queued=verdict.queued, preflight=verdict.preflight)
-        observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict)
+        observed = replace(observed, problems=problems, notes=notes, shrinking=scaling.verdict, otlp_headers=headers)
         if not scaling.fell:
             await tried(self._rollouts.end_at_once(proxy, body, observed), problems)
         observed = await self._autoscalers.judged(proxy, body, plan, observed)

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Final
 
 from tinybird_proxy_operator import checks
-from tinybird_proxy_operator.credentials import Token, read_token, read_tokens
+from tinybird_proxy_operator.credentials import Token, read_headers, read_token, read_tokens
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.events import Events
 from tinybird_proxy_operator.kube import Kube, Object
@@ -19,7 +19,7 @@ from tinybird_proxy_operator.settings import OperatorSettings
 from tinybird_proxy_operator.sidecar_pods import SidecarPods
 from tinybird_proxy_operator.sidecars import evidence, standing
 from tinybird_proxy_operator.sidecars.app_pods import AppPod
-from tinybird_proxy_operator.spec import Proxy, SecretKey
+from tinybird_proxy_operator.spec import Proxy, SecretKey, without_headers
 
 # A look lists the namespace's pods, so a large one is looked at less often than each FIGURES_S.
 _PODS_A_SECOND: Final = 50.0
@@ -62,9 +62,10 @@ class SidecarLooks:
         if problems is None and managed:
             told += (Problem(reason=why, message=text) for why, text in checks.problems(proxy, self.settings))
         token = await read_tokens(self.kube, proxy)
+        headers = await read_headers(self.kube, proxy) if managed else None
         rendered = old.get("sidecar")
         if managed and not told:
-            rendered, told = self._rendered(proxy, token, rendered)
+            rendered, told = self._rendered(proxy, token, headers, rendered)
         if managed and told and rendered is not None and (unshared := await self._unshared(proxy, rendered)):
             rendered, told = None, [*told, *(problem for problem in unshared if problem not in told)]
         pods = await self.app_pods.read(proxy, rendered)
@@ -101,6 +102,7 @@ class SidecarLooks:
             sidecars=stands.counts,
             sidecars_current=stands.current,
             injected_by_others=others,
+            otlp_headers=headers,
         )
         return Look(observed=observed, again_s=len(pods) / _PODS_A_SECOND)
 
@@ -118,16 +120,21 @@ class SidecarLooks:
         self._evidence[key] = found = evidence.weigh(pods, before, settled=settled, believed=believed)
         return evidence.sentence(found.witness)
 
-    def _rendered(self, proxy: Proxy, token: Token, old: Object | None) -> tuple[Object | None, list[Problem]]:
+    def _rendered(
+        self, proxy: Proxy, token: Token, headers: Problem | None, old: Object | None
+    ) -> tuple[Object | None, list[Problem]]:
         """What pods get from now on. A Secret that is not there yet is told, and waited for by the sidecars.
 
-        One that is there and does not carry the label must not come into any pod: the sidecar stays as it was before.
+        One that is there and does not carry the label must not come into any pod: the sidecar stays as it was before,
+        or, for the collector's headers, goes without them.
         """
         problem = token.problem
         if problem is not None and problem.reason is Reason.SECRET_NOT_SHARED:
             return old, [problem]
         try:
-            rendered = sidecar.build(Desired(proxy=proxy, replicas=0, settings=self.settings))
+            unshared = headers is not None and headers.reason is Reason.SECRET_NOT_SHARED
+            given = without_headers(proxy) if unshared else proxy
+            rendered = sidecar.build(Desired(proxy=given, replicas=0, settings=self.settings))
         except SpecError as error:
             return old, [Problem(reason=Reason.INVALID_SPEC, message=text) for text in error.problems]
         return rendered, [] if problem is None else [problem]

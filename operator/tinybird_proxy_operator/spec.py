@@ -50,6 +50,12 @@ class SecretKey(_Struct, frozen=True):
     key: str = "token"
 
 
+class HeadersKey(SecretKey, frozen=True):
+    """The same for headers, as ``name=value,name2=value2``."""
+
+    key: str = "headers"
+
+
 class Tinybird(_Struct, frozen=True):
     """Where rows go; ``token_secret_ref`` None: each client's own token is forwarded."""
 
@@ -108,9 +114,10 @@ class Drain(_Struct, frozen=True):
 
 
 class Telemetry(_Struct, frozen=True):
-    """Where the flush spans go."""
+    """Where the flush spans go, and with what. Rows never wait for either."""
 
     otlp_endpoint: str | None = None
+    otlp_headers_secret_ref: HeadersKey | None = None
 
 
 class Monitoring(_Struct, frozen=True):
@@ -250,6 +257,12 @@ def without_spec(body: Mapping[str, Any]) -> Proxy:
     given = body.get("spec")
     mode = given.get("mode") if isinstance(given, Mapping) else None
     return parse({**body, "spec": {"mode": "Sidecar"} if mode == "Sidecar" else {}})
+
+
+def without_headers(proxy: Proxy) -> Proxy:
+    """The resource as if it named no headers for its collector."""
+    telemetry = msgspec.structs.replace(proxy.spec.telemetry, otlp_headers_secret_ref=None)
+    return msgspec.structs.replace(proxy, spec=msgspec.structs.replace(proxy.spec, telemetry=telemetry))
 
 
 def _with_mode_defaults(spec: Any) -> Any:

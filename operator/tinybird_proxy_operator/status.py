@@ -207,6 +207,8 @@ def _degraded(observed: Observed, workload: Workload | None) -> _Judged:
         return "True", Reason.PODS_FAILING, _why_not(waiting).strip()
     if workload is not None and workload.failed is not None:
         return "True", Reason.ROLLOUT_FAILED, workload.failed
+    if observed.otlp_headers is not None:
+        return "True", observed.otlp_headers.reason, observed.otlp_headers.message
     if not observed.managed:
         return "Unknown", Reason.UNMANAGED, "managementState is Unmanaged: the operator does not compare."
     if observed.held is not None or observed.queued is not None or observed.preflight is not None:

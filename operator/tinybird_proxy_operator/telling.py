@@ -16,7 +16,7 @@ _TOLD: Final = (("TokenValid", "False"), ("UpstreamThrottled", "True"))
 
 async def tell(events: Events, proxy: Proxy, observed: Observed, status: Mapping[str, Any]) -> None:
     """``status``: as it was made of ``observed``. Raises ``NamespaceTerminating``."""
-    for problem in observed.problems:
+    for problem in [*observed.problems, *([] if observed.otlp_headers is None else [observed.otlp_headers])]:
         await events.tell(proxy, problem.reason, problem.message, warning=True, about=problem.message)
     if (held := observed.held) is not None:
         what, _, _ = held.partition(":")  # a template, or a rollout

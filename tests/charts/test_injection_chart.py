@@ -16,6 +16,7 @@ from tinybird_proxy_operator.names import (
     PROXY_LABEL,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
+    SIDECAR_VOLUMES,
     VERSION,
 )
 from tinybird_proxy_operator.sidecars.injection import MESHES, MIRROR_ANNOTATION, NEVER_IN, chosen
@@ -186,3 +187,10 @@ def test_a_cluster_with_them_or_none_at_all_gets_them(served: tuple[str, ...]) -
     status, stdout, said = rendered_for(*served)
     assert status == 0, said
     assert [each for each in objects(stdout) if each["kind"] == MUTATING]
+
+
+def test_both_policies_know_every_volume_of_a_sidecars() -> None:
+    found = policies(MUTATING, injectionFailurePolicy="Fail") + policies(VALIDATING, injectionFailurePolicy="Fail")
+    for policy in found:
+        lists = re.findall(r"\[(\"tinybird-proxy-[^\]]*)\]", str(policy["spec"]["variables"]))
+        assert [sorted(yaml.safe_load(f"[{each}]")) for each in lists] == [sorted(SIDECAR_VOLUMES)]

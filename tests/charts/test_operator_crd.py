@@ -224,7 +224,12 @@ def test_the_operator_reads_every_example(file: Any) -> None:
     for each in resources:
         assert each["apiVersion"] == names.API_VERSION
         parsed = parse({**each, "metadata": {**each["metadata"], "namespace": "here", "uid": "u"}})
-        for reference in (parsed.spec.tinybird.token_secret_ref, parsed.spec.clients.token_secret_ref):
+        spec = parsed.spec
+        for reference in (
+            spec.tinybird.token_secret_ref,
+            spec.clients.token_secret_ref,
+            spec.telemetry.otlp_headers_secret_ref,
+        ):
             if reference is not None:
                 secret = secrets[reference.name]
                 assert secret["metadata"]["labels"][names.USE_LABEL] == names.USE_TOKEN

@@ -65,7 +65,7 @@ def test_a_size_is_a_quantity_and_called_so() -> None:
 
 def test_what_points_to_another_object_ends_in_ref_and_names_it() -> None:
     references = [(path, schema) for path, schema in OURS if path.endswith("Ref")]
-    assert {_name(path) for path, _ in references} == {"tokenSecretRef"}
+    assert {_name(path) for path, _ in references} == {"tokenSecretRef", "otlpHeadersSecretRef"}
     assert [path for path, schema in references if "name" not in schema["properties"]] == []
 
 

@@ -32,7 +32,8 @@ HELM_LABELS = {"app.kubernetes.io/version", "app.kubernetes.io/managed-by", "hel
 
 
 def named_files(config: Config) -> set[str | None]:
-    return {config.tinybird_token_file, config.authorization_token_file, config.admin_token_file} - {None}
+    tokens = {config.tinybird_token_file, config.authorization_token_file, config.admin_token_file}
+    return {*tokens, config.otlp_headers_file} - {None}
 
 
 def test_there_are_examples_of_values() -> None:
@@ -264,6 +265,9 @@ def test_the_notes_name_the_next_commands() -> None:
     assert "create secret generic tinybird --from-literal token=p.YOUR-TOKEN\n" in own
     assert "create secret generic apps --from-literal token=" in own
     assert ".svc:8080/v0/events?name=DATA_SOURCE, with a token from the Secret apps." in own
+    traced = notes({"telemetry": {"otlpEndpoint": "http://c:4318", "otlpHeaders": {"existingSecret": "collector"}}})
+    assert "create secret generic collector --from-literal headers=NAME=VALUE\n" in traced
+    assert "Pods start once" not in traced
 
 
 def test_the_notes_warn_of_what_is_open_and_of_what_cannot_work() -> None:

@@ -21,6 +21,7 @@ def values_of(spec: dict[str, Any]) -> Object:
     """The chart's values that ask for what a TinybirdProxy `events` with `spec` asks for."""
     read = resource(spec).spec
     own, given = read.tinybird.token_secret_ref, read.clients.token_secret_ref
+    headers = read.telemetry.otlp_headers_secret_ref
     clients = {"existingSecret": "events-client", "key": names.CLIENT_ACCEPTED_KEY}
     if given:
         clients = {"existingSecret": given.name, "key": given.key}
@@ -47,7 +48,11 @@ def values_of(spec: dict[str, Any]) -> Object:
         },
         "clients": clients if own else {},
         "adminToken": {"existingSecret": "events-admin"},
-        **{part: spec.get(part, {}) for part in ("batch", "buffer", "drain", "telemetry")},
+        **{part: spec.get(part, {}) for part in ("batch", "buffer", "drain")},
+        "telemetry": {
+            "otlpEndpoint": read.telemetry.otlp_endpoint or "",
+            **({"otlpHeaders": {"existingSecret": headers.name, "key": headers.key}} if headers else {}),
+        },
         **switched,
         **{part: pod[part] for part in taken if part in pod},
         "podAnnotations": pod.get("annotations", {}),

@@ -66,6 +66,10 @@ def test_a_size_that_is_none_or_out_of_bounds_is_refused(size: str) -> None:
             "resources.requests.memory: 1Gi is more than the limit, 896Mi",
         ),
         ({"telemetry": {"otlpEndpoint": "collector:4318"}}, "telemetry.otlpEndpoint: must be an http or https URL"),
+        (
+            {"telemetry": {"otlpHeaders": {"existingSecret": "collector"}}},
+            "telemetry.otlpHeaders: needs telemetry.otlpEndpoint: there is no collector to send headers to",
+        ),
         ({"ingress": {"enabled": True}}, "ingress.host: is missing"),
         (
             {"ingress": {"enabled": True, "host": "a.b"}, "service": {"enabled": False}},

@@ -37,8 +37,9 @@ def test_the_sidecar_by_hand_has_no_field_that_kubernetes_does_not_know(version:
         {},
         {"tinybird": {}, "sidecar": {"gracePeriod": "Raise"}, "drain": {"shutdownTimeoutSeconds": 60}},
         {"telemetry": {"otlpEndpoint": "http://collector.observability.svc:4318"}, "pod": {"env": [_FIELD_REF]}},
+        {"telemetry": {"otlpEndpoint": "http://collector:4318", "otlpHeadersSecretRef": {"name": "collector"}}},
     ],
-    ids=["defaults", "without a token", "more"],
+    ids=["defaults", "without a token", "more", "with headers for a collector"],
 )
 def test_what_the_operator_puts_into_a_pod_has_none_either(
     version: str, spec: dict[str, Any], resources: dict[str, Any]

@@ -84,8 +84,10 @@ def test_the_example_delivers_what_is_posted_through_its_service_and_its_traces_
 ) -> None:
     secret, proxy = _here(OPERATOR_CHART / "examples" / "minimal.yaml", namespace)
     collector = f"http://collector.{namespace.name}.svc:4318"
-    proxy["spec"]["telemetry"] = {"otlpEndpoint": collector}
-    namespace.apply(*_collector(namespace), secret, proxy)
+    proxy["spec"]["telemetry"] = {"otlpEndpoint": collector, "otlpHeadersSecretRef": {"name": "collector"}}
+    headers = {**secret, "metadata": {**secret["metadata"], "name": "collector"}}
+    headers["stringData"] = {"headers": "x-api-key=of-the-secret"}
+    namespace.apply(*_collector(namespace), secret, headers, proxy)
     namespace.wait_ready()
     namespace.kubectl("wait", "--for=condition=Ready", "--timeout=30s", "pod/collector")
     namespace.post("one", "two", "three")
@@ -95,6 +97,8 @@ def test_the_example_delivers_what_is_posted_through_its_service_and_its_traces_
     spans = until("spans at the collector", lambda: namespace.client("get", f"{collector}/spans"))
     assert {span["resource"]["service.name"] for span in spans} == {"tinybird-proxy"}
     assert any(span["kind"] == "CLIENT" for span in spans), [span["name"] for span in spans]
+    requests = namespace.client("get", f"{collector}/requests")
+    assert {request.get("x-api-key") for request in requests} == {"of-the-secret"}
 
 
 def test_a_client_without_the_token_is_refused(namespace: Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tests.operator.injection_pods import (
     GUARANTEED,
+    HEADERS_VOLUME,
     SIDECAR,
     Pod,
     container,
@@ -49,6 +50,12 @@ class Case:
 def altered(given: Pod, **spec: Any) -> Pod:
     """The pod with other fields in its spec."""
     return {**given, "spec": {**given["spec"], **spec}}
+
+
+def asking_for(name: str, given: Pod) -> Pod:
+    """The pod, injected before, asking for the sidecar of that TinybirdProxy now."""
+    labels = {**given["metadata"]["labels"], INJECT_LABEL: name}
+    return {**given, "metadata": {**given["metadata"], "labels": labels}}
 
 
 _GIVEN: Final = injected(pod())
@@ -159,6 +166,19 @@ REFUSED: Final = (
         name="a volume of that name",
         pod=pod(volumes=[{"name": "cache", "emptyDir": {}}, {"name": "tinybird-proxy-token", "emptyDir": {}}]),
         refused="volume tinybird-proxy-token: the name is that of a volume of the sidecar's",
+    ),
+)
+
+TRACED: Final = (
+    Case(
+        name="headers for a collector",
+        pod=pod(asks="traced"),
+        expected={**_GETS_IT, "injected": "traced", "hash": "00000004", "volumes": [*VOLUMES, HEADERS_VOLUME["name"]]},
+    ),
+    Case(
+        name="a volume of that name where there are headers",
+        pod=pod(asks="traced", volumes=[{"name": "tinybird-proxy-otlp-headers", "emptyDir": {}}]),
+        refused="volume tinybird-proxy-otlp-headers: the name is that of a volume of the sidecar's",
     ),
 )
 
@@ -377,10 +397,28 @@ AGAIN: Final = (
         expected=_GETS_IT,
     ),
     Case(
+        name="it has headers for a collector now",
+        pod=asking_for("traced", _GIVEN),
+        expected={**_GETS_IT, "injected": "traced", "hash": "00000004", "volumes": [*VOLUMES, HEADERS_VOLUME["name"]]},
+    ),
+    Case(
+        name="it has no headers for a collector any more",
+        pod=asking_for("events", injected(pod(asks="traced", volumes=[{"name": "cache", "emptyDir": {}}]))),
+        expected={**_GETS_IT, "volumes": ["cache", *VOLUMES]},
+    ),
+    Case(
+        name="it has neither a token nor headers any more",
+        pod=asking_for("no-token", injected(pod(asks="traced"))),
+        expected={
+            **{"injected": "no-token", "hash": "00000002"},
+            "volumes": ["tinybird-proxy-no-account"],
+        },
+    ),
+    Case(
         name="a copy of its metadata alone, with a volume of its own in between",
         pod=earlier(pod(volumes=[{"name": "cache", "emptyDir": {}}])),
         expected={**_GETS_IT, "volumes": ["cache", *VOLUMES]},
     ),
 )
 
-CASES: Final = (*WHICH, *REFUSED, *PLACE, *ENV, *RESOURCES, *GRACE, *AGAIN)
+CASES: Final = (*WHICH, *REFUSED, *TRACED, *PLACE, *ENV, *RESOURCES, *GRACE, *AGAIN)

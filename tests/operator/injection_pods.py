@@ -14,6 +14,7 @@ Pod = dict[str, Any]
 URL: Final = {"name": "TINYBIRD_URL", "value": "http://127.0.0.1:18000"}
 TOKEN: Final = {"name": "TINYBIRD_TOKEN", "value": "sidecar"}
 TOKEN_VOLUME: Final = {"name": "tinybird-proxy-token", "secret": {"secretName": "tinybird", "optional": True}}
+HEADERS_VOLUME: Final = {"name": "tinybird-proxy-otlp-headers", "secret": {"secretName": "collector", "optional": True}}
 NO_ACCOUNT_VOLUME: Final = {"name": "tinybird-proxy-no-account", "emptyDir": {}}
 GUARANTEED: Final = {
     "requests": {"cpu": "200m", "memory": "128Mi"},
@@ -64,6 +65,18 @@ SIDECARS: Final[Mapping[str, dict[str, Any] | None]] = {
         "container": {**SIDECAR["container"], "volumeMounts": SIDECAR["container"]["volumeMounts"][1:]},
         "volumes": [NO_ACCOUNT_VOLUME],
         "env": [URL],
+    },
+    "traced": {
+        **SIDECAR,
+        "hash": "00000004",
+        "container": {
+            **SIDECAR["container"],
+            "volumeMounts": [
+                *SIDECAR["container"]["volumeMounts"],
+                {"name": "tinybird-proxy-otlp-headers", "mountPath": "/etc/tinybird-proxy/otlp", "readOnly": True},
+            ],
+        },
+        "volumes": [TOKEN_VOLUME, NO_ACCOUNT_VOLUME, HEADERS_VOLUME],
     },
     "silent": {**SIDECAR, "hash": "00000003", "env": []},
     "waiting": None,

@@ -47,7 +47,10 @@ EVERYTHING: Final[dict[str, Any]] = {
     "batch": {"maxRows": 50_000, "maxSize": "5M", "flushIntervalMilliseconds": 250},
     "buffer": {"maxRows": 200_000, "maxSize": "1Gi"},
     "drain": {"shutdownTimeoutSeconds": 110},
-    "telemetry": {"otlpEndpoint": "http://collector.observability.svc:4318"},
+    "telemetry": {
+        "otlpEndpoint": "http://collector.observability.svc:4318",
+        "otlpHeadersSecretRef": {"name": "collector", "key": "all"},
+    },
     "monitoring": {"podMonitor": "Enabled"},
     "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"example.com/lb": "internal"}},
     "networkPolicy": {
@@ -159,6 +162,9 @@ def _autoscaling() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+_TELEMETRY: Final = {"otlpEndpoint": "http://collector.observability.svc:4318/v1/traces"}
+
+
 @st.composite
 def valid_specs(draw: st.DrawFn) -> dict[str, Any]:
     """Any spec that nothing refuses."""
@@ -187,7 +193,7 @@ def valid_specs(draw: st.DrawFn) -> dict[str, Any]:
                 maxRows=st.integers(100_000, 10**9), maxSize=st.sampled_from(["64Mi", "512Mi", "0.5Gi", 10**9])
             ),
             drain=_some(shutdownTimeoutSeconds=st.integers(5, 3600)),
-            telemetry=_some(otlpEndpoint=st.just("http://collector.observability.svc:4318/v1/traces")),
+            telemetry=st.sampled_from([{}, _TELEMETRY, {**_TELEMETRY, "otlpHeadersSecretRef": {"name": "collector"}}]),
             monitoring=_some(podMonitor=st.sampled_from(["Enabled", "Disabled"])),
             service=_some(
                 type=st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]),

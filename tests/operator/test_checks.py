@@ -31,6 +31,13 @@ def test_an_upstream_that_is_not_allowed_is_named_with_those_that_are(url: str) 
     )
 
 
+def test_headers_need_a_collector() -> None:
+    sentence = (
+        "spec.telemetry.otlpHeadersSecretRef: needs spec.telemetry.otlpEndpoint: there is no collector to send to"
+    )
+    assert said({"telemetry": {"otlpHeadersSecretRef": {"name": "collector"}}}) == [(Reason.INVALID_SPEC, sentence)]
+
+
 def test_a_host_of_ones_own_may_be_allowed() -> None:
     spec = {"tinybird": {"url": "http://Emulator.test.svc:7181"}}
     assert said(spec, ALLOWED_UPSTREAMS="emulator.test.svc") == []

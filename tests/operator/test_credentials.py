@@ -7,14 +7,16 @@ from typing import Any, Final
 
 import pytest
 from tests.operator.clusters import TRIES
-from tests.operator.resources import OWN_TOKEN, UID, desired
+from tests.operator.resources import OWN_TOKEN, UID, desired, resource
 
 from tinybird_proxy.config import token_hash
 from tinybird_proxy_operator.children import NameTaken
 from tinybird_proxy_operator.credentials import (
     ensure_generated,
     find_client_secret,
+    headers_stay_out,
     mounts,
+    read_headers,
     read_token,
     rotate_client_token,
 )
@@ -22,7 +24,8 @@ from tinybird_proxy_operator.errors import Unavailable
 from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.manifests import deployment
 from tinybird_proxy_operator.manifests.secrets import RETAINED_FOR_ANNOTATION
-from tinybird_proxy_operator.names import GROUP, USE_LABEL, child_labels
+from tinybird_proxy_operator.names import GROUP, USE_LABEL, Reason, child_labels
+from tinybird_proxy_operator.observed import Problem
 from tinybird_proxy_operator.rotation import ROTATE_ANNOTATION, Step
 from tinybird_proxy_operator.spec import SecretKey
 from tinybird_proxy_operator.testing.fake_api import FakeApi
@@ -339,3 +342,63 @@ def test_a_deployment_mounts_a_secret_or_does_not() -> None:
     assert mounts(built, "events-client")
     assert not mounts(built, "other")
     assert not mounts({"spec": {}}, "events-client")
+
+
+# The collector's headers.
+
+TRACED: Final = {"telemetry": {"otlpEndpoint": "http://c:4318", "otlpHeadersSecretRef": {"name": "collector"}}}
+
+
+def headers_secret(value: str, *, key: str = "headers", use: str | None = "token") -> dict[str, Any]:
+    found = secret(value, name="collector", use=use)
+    return {**found, "data": {key: found["data"]["token"]}}
+
+
+async def test_good_headers_are_no_problem_and_none_are_none(api: FakeApi, kube: Kube) -> None:
+    api.put(headers_secret("x-api-key=key,authorization=Basic%20eA==\n"))
+    assert await read_headers(kube, resource(TRACED)) is None
+    assert await read_headers(kube, resource({})) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "says"),
+    [
+        (None, "SecretNotFound", "Secret collector does not exist in namespace shop. Create it, with the key headers."),
+        (headers_secret("a=b", use=None), "SecretNotShared", "kubectl label secret collector"),
+        (headers_secret("a=b", key="other"), "SecretKeyMissing", "no value under the key headers; its keys: other."),
+        (headers_secret(" \n"), "SecretKeyMissing", "no value under the key headers"),
+        (headers_secret("s3cret"), "SecretMalformed", "key headers, cannot be used: header 1 is not key=value"),
+    ],
+)
+async def test_what_is_wrong_with_headers_has_a_reason_and_keeps_no_row_waiting(
+    api: FakeApi, kube: Kube, given: dict[str, Any] | None, reason: str, says: str
+) -> None:
+    if given is not None:
+        api.put(given)
+    problem = await read_headers(kube, resource(TRACED))
+    assert problem is not None
+    assert problem.reason == reason
+    assert says in problem.message
+    assert problem.message.endswith(" It is for the headers of spans alone: no row waits for it.")
+    assert "s3cret" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "out_of_new_pods", "out_where_they_have_it"),
+    [
+        (None, False, False),
+        (Reason.SECRET_NOT_SHARED, True, True),
+        (Reason.SECRET_NOT_FOUND, True, False),
+        (Reason.SECRET_KEY_MISSING, False, False),
+        (Reason.SECRET_MALFORMED, False, False),
+    ],
+)
+def test_a_secret_that_is_not_known_to_be_shared_comes_into_no_pod_that_has_it_not(
+    reason: Reason | None, out_of_new_pods: bool, out_where_they_have_it: bool
+) -> None:
+    problem = None if reason is None else Problem(reason=reason, message="")
+    ref = resource(TRACED).spec.telemetry.otlp_headers_secret_ref
+    with_it, without_it = (deployment.build(desired(spec)) for spec in (TRACED, {}))
+    assert [headers_stay_out(problem, ref, live) for live in (None, without_it, with_it)] == [
+        *(out_of_new_pods, out_of_new_pods, out_where_they_have_it)
+    ]

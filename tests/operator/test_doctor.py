@@ -221,6 +221,20 @@ def test_a_secret_that_cannot_be_used_is_told_with_what_mends_it(
     assert not [each for each in finding.commands if "from-literal" in each]  # a token in a command line is seen
 
 
+def test_headers_that_cannot_be_used_are_no_reason_why_there_are_no_pods() -> None:
+    field = "spec.telemetry.otlpHeadersSecretRef"
+    problem = Problem(reason=Reason.SECRET_MALFORMED, message="Header 1 is not key=value.")
+    seen = SecretSeen(field=field, name="collector", key="headers", problem=problem, immutable=False, optional=True)
+    given = facts(secrets=[secret(), seen], deployment=None, pods=[])
+    assert found(given, "DeploymentNotFound").level is Level.PROBLEM
+    finding = found(given, Reason.SECRET_MALFORMED)
+    assert finding.level is Level.PROBLEM
+    assert (
+        finding.what == f"A Secret that the resource names cannot be used: {field} names Secret collector, key headers."
+    )
+    assert finding.commands[0].endswith("| kubectl --namespace shop apply --filename=-")
+
+
 def test_an_immutable_secret_that_works_is_a_note() -> None:
     finding = found(facts(secrets=[secret(immutable=True)]), "SecretImmutable")
     assert finding.level is Level.NOTE

@@ -116,6 +116,22 @@ async def test_both_secrets_are_looked_at(cluster: Cluster) -> None:
     assert found.expected_token_hash == TOKEN_HASH
 
 
+async def test_the_secret_of_a_collectors_headers_is_looked_at_too(cluster: Cluster) -> None:
+    cluster.secret()
+    cluster.secret("collector", key="headers")
+    telemetry = {
+        "otlpEndpoint": "http://collector.observability.svc:4318",
+        "otlpHeadersSecretRef": {"name": "collector"},
+    }
+    cluster.resource({**SPEC, "telemetry": telemetry})
+    await cluster.reconcile()
+    found = await diagnosis(cluster)
+    [finding] = [each for each in found.findings if each.reason == "SecretMalformed"]
+    assert "spec.telemetry.otlpHeadersSecretRef names Secret collector, key headers" in finding.what
+    assert finding.next.endswith("FILE holds one line, as name=value,name2=value2.")
+    assert found.expected_token_hash == TOKEN_HASH
+
+
 async def test_an_immutable_secret_is_noticed(cluster: Cluster) -> None:
     await well(cluster)
     cluster.api.put({**cluster.api.get("Secret", "tinybird"), "immutable": True})

@@ -121,6 +121,16 @@ def test_a_secret_is_about_the_resources_of_its_namespace_that_name_it() -> None
     assert heard.changed == [Key("shop", "b")]
 
 
+def test_a_changed_secret_of_a_collectors_headers_is_news_of_who_names_it() -> None:
+    heard = Heard()
+    traced = resource("a")
+    traced["spec"]["telemetry"] = {"otlpHeadersSecretRef": {"name": "collector"}}
+    heard.watches.resource(traced, False)
+    heard.changed.clear()
+    heard.watches.secret({"metadata": {"name": "collector", "namespace": "shop"}})
+    assert heard.changed == [Key("shop", "a")]
+
+
 def test_a_resource_that_names_another_secret_or_is_gone_no_longer_follows_the_old_one() -> None:
     heard = Heard()
     heard.watches.resource(resource("a", secret="tinybird"), False)
@@ -133,7 +143,11 @@ def test_a_resource_that_names_another_secret_or_is_gone_no_longer_follows_the_o
 
 
 @pytest.mark.parametrize(
-    "spec", [None, 7, {"tinybird": None}, {"tinybird": 7}, {"tinybird": {"tokenSecretRef": 7}}, {"clients": []}]
+    "spec",
+    [
+        *(None, 7, {"tinybird": None}, {"tinybird": 7}, {"tinybird": {"tokenSecretRef": 7}}, {"clients": []}),
+        *({"telemetry": 7}, {"telemetry": {"otlpHeadersSecretRef": []}}),
+    ],
 )
 def test_no_body_makes_a_handler_raise(spec: Any) -> None:
     heard = Heard()

@@ -157,7 +157,21 @@ def test_everything_set_reaches_the_pods() -> None:
         secret_volume("tinybird-token", "tinybird", "ingest", "token"),
         secret_volume("client-tokens", "apps", "list", "accepted"),
         secret_volume("admin-token", "events-admin", "token", "token"),
+        {
+            "name": "otlp-headers",
+            "secret": {
+                "secretName": "collector",
+                "defaultMode": 0o440,
+                "optional": True,
+                "items": [{"key": "all", "path": "headers"}],
+            },
+        },
     ]
+    assert container["volumeMounts"][-1] == {
+        "name": "otlp-headers",
+        "mountPath": "/etc/tinybird-proxy/otlp",
+        "readOnly": True,
+    }
 
 
 def test_without_a_token_of_its_own_the_proxy_mounts_only_the_admin_token() -> None:

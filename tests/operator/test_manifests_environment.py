@@ -39,6 +39,12 @@ def files(spec: dict[str, Any]) -> set[str]:
     }
 
 
+def named(config: Config) -> set[str | None]:
+    """Every file that the proxy reads."""
+    tokens = {config.tinybird_token_file, config.authorization_token_file, config.admin_token_file}
+    return {*tokens, config.otlp_headers_file} - {None}
+
+
 def expect(config: Config, spec: ProxySpec) -> None:
     assert (config.host, config.port, config.admin_host, config.admin_port) == ("::", 8000, "::", 8001)
     assert config.tinybird_url == spec.tinybird.url
@@ -61,8 +67,7 @@ def test_the_proxy_reads_from_the_environment_what_the_spec_says(spec: dict[str,
     config = from_env(env)
     expect(config, resource(spec).spec)
     assert suspicious_variables(env) == []
-    named = {config.tinybird_token_file, config.authorization_token_file, config.admin_token_file} - {None}
-    assert named == files(spec)
+    assert named(config) == files(spec)
 
 
 @given(spec=valid_specs())
@@ -70,8 +75,7 @@ def test_the_proxy_reads_from_the_environment_what_the_spec_says(spec: dict[str,
 def test_any_valid_spec_reaches_the_proxy_as_it_is(spec: dict[str, Any]) -> None:
     config = from_env(read(spec))
     expect(config, resource(spec).spec)
-    named = {config.tinybird_token_file, config.authorization_token_file, config.admin_token_file} - {None}
-    assert named == files(spec)
+    assert named(config) == files(spec)
 
 
 def test_options_of_which_the_spec_says_nothing_keep_the_proxys_defaults() -> None:
@@ -95,6 +99,11 @@ def test_a_collector_switches_tracing_on() -> None:
     assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.observability.svc:4318"
     assert wants_tracing(env)
     assert tracing_problems(env) == []
+
+
+def test_headers_for_the_collector_are_read_from_a_file() -> None:
+    assert "OTEL_EXPORTER_OTLP_HEADERS_FILE" not in read({})
+    assert from_env(read(EVERYTHING)).otlp_headers_file == "/etc/tinybird-proxy/otlp/headers"
 
 
 def test_options_without_a_field_of_their_own_may_be_given_by_hand() -> None:
@@ -163,6 +172,7 @@ def test_no_name_that_the_operator_sets_may_be_given_by_hand(name: str) -> None:
         ("TINYBIRD_BASE_URL", "is set by the operator; use spec.tinybird.url"),
         ("BUFFER_BYTES", "is set by the operator; use spec.buffer.maxSize"),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "is set by the operator; use spec.telemetry.otlpEndpoint"),
+        ("OTEL_EXPORTER_OTLP_HEADERS_FILE", "is set by the operator; use spec.telemetry.otlpHeadersSecretRef"),
         ("TINYBIRD_TOKEN", "would show a token"),
         ("AUTHORIZATION_TOKEN", "would show a token"),
         ("ADMIN_TOKEN", "would show a token"),

@@ -7,6 +7,7 @@ from tests.operator.resources import IMAGE, OWN_TOKEN, desired
 
 from tinybird_proxy.config import from_env
 from tinybird_proxy_operator.manifests.sidecar import build
+from tinybird_proxy_operator.names import SIDECAR_VOLUMES
 
 SIDECAR: Final[dict[str, Any]] = {"mode": "Sidecar", **OWN_TOKEN}
 
@@ -120,6 +121,29 @@ def test_without_a_token_of_its_own_it_mounts_no_secret_and_the_app_keeps_its_to
     assert [volume["name"] for volume in found["volumes"]] == ["tinybird-proxy-no-account"]
     assert [entry["name"] for entry in found["env"]] == ["TINYBIRD_URL"]
     assert "TOKEN_FILE_WAIT" not in env(tinybird={})
+
+
+def test_headers_for_a_collector_come_from_a_secret_that_the_app_does_not_wait_for() -> None:
+    found = rendered(telemetry={"otlpEndpoint": "http://c:4318", "otlpHeadersSecretRef": {"name": "collector"}})
+    assert {volume["name"] for volume in found["volumes"]} == set(SIDECAR_VOLUMES)
+    assert found["volumes"][-1] == {
+        "name": "tinybird-proxy-otlp-headers",
+        "secret": {
+            "secretName": "collector",
+            "defaultMode": 0o444,
+            "optional": True,
+            "items": [{"key": "headers", "path": "headers"}],
+        },
+    }
+    assert found["container"]["volumeMounts"][-1] == {
+        "name": "tinybird-proxy-otlp-headers",
+        "mountPath": "/etc/tinybird-proxy/otlp",
+        "readOnly": True,
+    }
+    assert {"name": "OTEL_EXPORTER_OTLP_HEADERS_FILE", "value": "/etc/tinybird-proxy/otlp/headers"} in found[
+        "container"
+    ]["env"]
+    assert [entry["name"] for entry in found["env"]] == ["TINYBIRD_URL", "TINYBIRD_TOKEN"]
 
 
 def test_other_ports_are_everywhere_the_same() -> None:

@@ -268,6 +268,79 @@ async def test_a_missing_secret_of_the_clients_does_not_speak_against_the_token(
     assert cluster.condition("TokenValid") == ("True", "Accepted")
 
 
+# The headers of spans, for which nothing waits.
+
+TRACED: dict[str, Any] = {
+    "replicas": 2,
+    "telemetry": {
+        "otlpEndpoint": "http://collector.observability.svc:4318",
+        "otlpHeadersSecretRef": {"name": "collector"},
+    },
+}
+HEADERS = base64.b64encode(b"x-api-key=key").decode()
+
+
+def mounted(cluster: Cluster) -> list[str]:
+    return [each["name"] for each in cluster.api.get("Deployment", "events")["spec"]["template"]["spec"]["volumes"]]
+
+
+async def test_headers_of_spans_are_mounted_from_a_shared_secret(cluster: Cluster) -> None:
+    cluster.secret("collector", key="headers", value=HEADERS)
+    await cluster.installed(TRACED)
+    assert "otlp-headers" in mounted(cluster)
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+    cluster.forget()
+    await cluster.look()
+    assert cluster.api.writes == []
+
+
+@pytest.mark.parametrize(
+    ("secret", "reason", "there"),
+    [
+        (None, "SecretNotFound", False),
+        ({"shared": False}, "SecretNotShared", False),
+        ({"key": "other"}, "SecretKeyMissing", True),
+        ({"value": base64.b64encode(b"key").decode()}, "SecretMalformed", True),
+    ],
+)
+async def test_headers_that_cannot_be_used_are_told_keep_nothing_waiting_and_work_when_they_are_put_right(
+    cluster: Cluster, secret: dict[str, Any] | None, reason: str, there: bool
+) -> None:
+    if secret is not None:
+        cluster.secret("collector", **{"key": "headers", "value": HEADERS, **secret})
+    await cluster.installed(TRACED)
+    assert cluster.condition("Ready") == ("True", "Ready")
+    assert cluster.condition("Degraded") == ("True", reason)
+    assert "no row waits for it" in cluster.message("Degraded")
+    assert cluster.condition("TokenValid") == ("True", "ClientsOwnTokens")
+    assert [kind for kind, told, _ in cluster.told() if told == reason] == ["Warning"]
+    assert ("otlp-headers" in mounted(cluster)) is there
+    # What else is changed goes out meanwhile.
+    cluster.resource({**TRACED, "replicas": 3})
+    await cluster.reconcile()
+    assert cluster.api.get("Deployment", "events")["spec"]["replicas"] == 3
+    cluster.secret("collector", key="headers", value=HEADERS)
+    await cluster.look()  # without an event: what is said of the Secret is enough
+    assert "otlp-headers" in mounted(cluster)
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_label_that_is_taken_away_takes_the_headers_away_from_pods_and_a_deletion_does_not(
+    cluster: Cluster,
+) -> None:
+    cluster.secret("collector", key="headers", value=HEADERS)
+    await cluster.installed(TRACED)
+    before = cluster.api.get("Deployment", "events")
+    cluster.api.remove("Secret", "collector")
+    await cluster.reconcile()
+    assert cluster.api.get("Deployment", "events") == before
+    assert cluster.condition("Degraded") == ("True", "SecretNotFound")
+    cluster.secret("collector", key="headers", value=HEADERS, shared=False)
+    await cluster.reconcile()
+    assert "otlp-headers" not in mounted(cluster)
+    assert cluster.condition("Degraded") == ("True", "SecretNotShared")
+
+
 async def test_pods_are_counted_by_the_token_that_they_use(cluster: Cluster) -> None:
     cluster.secret(value=base64.b64encode(b"p.right\n").decode())
     right = token_hash("p.right")

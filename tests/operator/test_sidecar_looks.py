@@ -1,5 +1,6 @@
 """Mode Sidecar: what a look renders, counts and tells."""
 
+import base64
 from typing import Any, Final
 
 import pytest
@@ -98,6 +99,53 @@ async def test_naming_a_secret_that_is_not_shared_keeps_the_one_before(cluster: 
     status = await look(cluster, {"tinybird": {"tokenSecretRef": {"name": "other"}}})
     assert status["sidecar"] == before
     assert cluster.condition("Degraded") == ("True", "SecretNotShared")
+
+
+TRACED: Final[dict[str, Any]] = {
+    "telemetry": {
+        "otlpEndpoint": "http://collector.observability.svc:4318",
+        "otlpHeadersSecretRef": {"name": "collector"},
+    }
+}
+HEADERS: Final[dict[str, Any]] = {"key": "headers", "value": base64.b64encode(b"x-api-key=key").decode()}
+
+
+def volumes(status: dict[str, Any]) -> list[str]:
+    return [volume["name"].removeprefix("tinybird-proxy-") for volume in status["sidecar"]["volumes"]]
+
+
+async def test_headers_of_spans_that_are_not_there_yet_are_told_and_neither_app_nor_rows_wait(cluster: Cluster) -> None:
+    cluster.secret()
+    status = await look(cluster, TRACED)
+    assert volumes(status) == ["no-account", "token", "otlp-headers"]
+    assert cluster.condition("Ready") == ("True", "Ready")
+    assert cluster.condition("Degraded") == ("True", "SecretNotFound")
+    cluster.secret("collector", **HEADERS)
+    assert (await look(cluster))["sidecar"] == status["sidecar"]
+    assert cluster.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_headers_of_a_secret_without_the_label_come_into_no_pod_and_the_sidecar_does(cluster: Cluster) -> None:
+    cluster.secret()
+    cluster.secret("collector", **HEADERS)
+    assert volumes(await look(cluster, TRACED)) == ["no-account", "token", "otlp-headers"]
+    cluster.secret("collector", **HEADERS, shared=False)
+    status = await look(cluster)
+    assert volumes(status) == ["no-account", "token"]
+    assert "OTEL_EXPORTER_OTLP_HEADERS_FILE" not in str(status["sidecar"])
+    assert cluster.condition("Ready") == ("True", "Ready")
+    assert cluster.condition("Degraded") == ("True", "SecretNotShared")
+
+
+async def test_where_no_secret_is_shared_any_more_the_one_before_does_not_stay_either(cluster: Cluster) -> None:
+    cluster.secret()
+    cluster.secret("collector", **HEADERS)
+    await look(cluster, TRACED)
+    cluster.secret("collector", **HEADERS, shared=False)
+    cluster.secret("other", shared=False)
+    status = await look(cluster, {**TRACED, "tinybird": {"tokenSecretRef": {"name": "other"}}})
+    assert "sidecar" not in status
+    assert cluster.condition("Ready") == ("False", "SecretNotShared")
 
 
 async def test_what_is_not_allowed_is_not_rendered_and_what_was_stays(cluster: Cluster) -> None:

@@ -24,7 +24,13 @@ from tests.operator.injection_pods import (
     why_not,
 )
 
-from tinybird_proxy_operator.names import INJECT_LABEL, INJECTED_LABEL, SIDECAR_CONTAINER, SIDECAR_HASH_ANNOTATION
+from tinybird_proxy_operator.names import (
+    INJECT_LABEL,
+    INJECTED_LABEL,
+    SIDECAR_CONTAINER,
+    SIDECAR_HASH_ANNOTATION,
+    SIDECAR_VOLUMES,
+)
 from tinybird_proxy_operator.sidecars.injection import (
     amount,
     chosen,
@@ -184,8 +190,7 @@ def without_ours(given: Pod) -> Pod:
     result = copy.deepcopy(given)
     spec, metadata = result["spec"], result["metadata"]
     spec["initContainers"] = [each for each in spec.get("initContainers") or [] if each["name"] != SIDECAR_CONTAINER]
-    ours = {each["name"] for each in SIDECAR["volumes"]}
-    spec["volumes"] = [each for each in spec.get("volumes") or [] if each["name"] not in ours]
+    spec["volumes"] = [each for each in spec.get("volumes") or [] if each["name"] not in SIDECAR_VOLUMES]
     for each in (*spec["containers"], *spec["initContainers"]):
         each.pop("env", None)
     spec.pop("terminationGracePeriodSeconds", None)

@@ -9,6 +9,7 @@ from tests.operator.resources import EVERYTHING, UID, resource
 
 from tinybird_proxy_operator.errors import SpecError
 from tinybird_proxy_operator.spec import (
+    HeadersKey,
     ProxySpec,
     SecretKey,
     host_is_allowed,
@@ -33,6 +34,7 @@ def test_every_field_is_read_under_its_kubernetes_name() -> None:
     assert (proxy.generation, proxy.resource_version, proxy.annotations, proxy.deleting) == (7, "42", {"a": "b"}, True)
     spec = proxy.spec
     assert spec.tinybird.token_secret_ref == SecretKey(name="tinybird", key="ingest")
+    assert spec.telemetry.otlp_headers_secret_ref == HeadersKey(name="collector", key="all")
     assert spec.batch.flush_interval_milliseconds == 250
     assert spec.network_policy.from_peers == EVERYTHING["networkPolicy"]["from"]
     assert spec.network_policy.metrics_from == EVERYTHING["networkPolicy"]["metricsFrom"]

@@ -510,3 +510,15 @@ def test_after_a_drain_that_was_given_up_it_is_ready_with_more_than_wanted() -> 
 def test_deletion_says_more_than_scaling_down() -> None:
     deleting = ("True", Reason.DELETING, "It goes when no pod holds a row.")
     assert condition(scaled_down(LEAVING, draining=deleting), "Draining") == deleting
+
+
+def test_what_is_wrong_with_headers_of_spans_is_the_last_thing_that_degrades_and_nothing_else() -> None:
+    headers = Problem(reason=Reason.SECRET_NOT_FOUND, message="No headers.")
+    facts = observed(otlp_headers=headers, expected_token_hash=None)
+    assert condition(facts, "Degraded") == ("True", "SecretNotFound", "No headers.")
+    assert condition(facts, "Ready")[0] == "True"
+    assert condition(facts, "TokenValid")[0] != "False"
+    failing = observed(otlp_headers=headers, pods=[pod(waiting="CrashLoopBackOff")])
+    assert condition(failing, "Degraded")[1] == "PodsFailing"
+    invalid = observed(otlp_headers=headers, problems=[Problem(reason=Reason.INVALID_SPEC, message="One.")])
+    assert condition(invalid, "Degraded") == ("True", "InvalidSpec", "One.")

@@ -2,7 +2,7 @@
 {{- define "tinybird-proxy.reserved" -}}
 ADMIN_HOST ADMIN_PORT ADMIN_TOKEN ADMIN_TOKEN_FILE AUTHORIZATION_TOKEN AUTHORIZATION_TOKEN_FILE BATCH_BYTES BATCH_SIZE
 BUFFER_BYTES BUFFER_SIZE DRAIN_DELAY FLUSH_INTERVAL HOST NODE_ID OTEL_EXPORTER_OTLP_ENDPOINT
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT PORT SHUTDOWN_TIMEOUT TINYBIRD_BASE_URL TINYBIRD_TOKEN TINYBIRD_TOKEN_FILE TINYBIRD_URL
+OTEL_EXPORTER_OTLP_HEADERS_FILE OTEL_EXPORTER_OTLP_TRACES_ENDPOINT PORT SHUTDOWN_TIMEOUT TINYBIRD_BASE_URL TINYBIRD_TOKEN TINYBIRD_TOKEN_FILE TINYBIRD_URL
 TLS_CERT_FILE TLS_KEY_FILE
 {{- end }}
 
@@ -89,6 +89,9 @@ resources.requests.memory: {{ include "tinybird-proxy.text" $requests.memory }} 
 {{- if not (regexMatch "^https?://(\\[[0-9A-Fa-f:.]+\\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$" .) }}
 telemetry.otlpEndpoint: must be an http or https URL such as http://collector:4318
 {{- end }}
+{{- end }}
+{{- if and .Values.telemetry.otlpHeaders.existingSecret (not .Values.telemetry.otlpEndpoint) }}
+telemetry.otlpHeaders: needs telemetry.otlpEndpoint: there is no collector to send headers to
 {{- end }}
 {{- if .Values.ingress.enabled }}
 {{- if not .Values.ingress.host }}

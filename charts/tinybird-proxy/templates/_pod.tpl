@@ -38,6 +38,10 @@
   value: 5s
 - name: SHUTDOWN_TIMEOUT
   value: {{ .Values.drain.shutdownTimeoutSeconds | int64 }}s
+{{- if .Values.telemetry.otlpHeaders.existingSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS_FILE
+  value: /etc/tinybird-proxy/otlp/headers
+{{- end }}
 {{- with .Values.telemetry.otlpEndpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . | quote }}
@@ -52,7 +56,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Name, Secret, key, file and directory of each Secret in use, as JSON. */}}
+{{/* Name, Secret, key, file and directory of each Secret in use, as JSON. One that is optional keeps no pod waiting. */}}
 {{- define "tinybird-proxy.secrets" -}}
 {{- $made := .Values }}
 {{- $found := list }}
@@ -67,6 +71,11 @@
 {{- with .Values.adminToken }}
 {{- if .existingSecret }}
 {{- $found = append $found (dict "volume" "admin-token" "secret" .existingSecret "key" .key "file" "token" "directory" "admin") }}
+{{- end }}
+{{- end }}
+{{- with .Values.telemetry.otlpHeaders }}
+{{- if .existingSecret }}
+{{- $found = append $found (dict "volume" "otlp-headers" "secret" .existingSecret "key" .key "file" "headers" "directory" "otlp" "optional" true) }}
 {{- end }}
 {{- end }}
 {{- toJson $found }}
@@ -87,6 +96,9 @@
   secret:
     secretName: {{ .secret }}
     defaultMode: 0440
+    {{- if .optional }}
+    optional: true
+    {{- end }}
     items:
       - key: {{ .key | quote }}
         path: {{ .file }}

@@ -122,6 +122,7 @@ def _findings(facts: Facts) -> list[Finding]:
     found += invalid_spec or spec_findings(facts, proxy)
     found += secret_findings(facts)
     blocked = any(finding.level is Level.PROBLEM for finding in found)
+    found += secret_findings(facts, optional=True)
     if proxy.spec.mode == "Sidecar":
         found += sidecar_findings(facts, proxy, blocked=blocked)
     else:

@@ -122,13 +122,14 @@ class PodSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretSeen:
-    """A Secret that the resource names in ``field``: its values are not here."""
+    """A Secret that the resource names in ``field``: its values are not here. ``optional``: nothing waits for it."""
 
     field: str
     name: str
     key: str
     problem: Problem | None
     immutable: bool
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

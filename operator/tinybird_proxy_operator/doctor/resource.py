@@ -236,17 +236,20 @@ def spec_findings(facts: Facts, proxy: Proxy) -> Iterator[Finding]:
         )
 
 
-def secret_findings(facts: Facts) -> Iterator[Finding]:
-    """The Secrets that the spec names."""
+def secret_findings(facts: Facts, *, optional: bool = False) -> Iterator[Finding]:
+    """The Secrets that the spec names: those that everything else waits for, or those that nothing does."""
     for secret in facts.secrets:
+        if secret.optional is not optional:
+            continue
         where = f"{secret.field} names Secret {secret.name}, key {secret.key}"
         if secret.problem is not None:
             commands = _mend_secret(facts, secret)
-            file = " FILE holds the token alone." if any("=FILE" in command for command in commands) else ""
+            content = "one line, as name=value,name2=value2" if optional else "the token alone"
+            file = f" FILE holds {content}." if any("=FILE" in command for command in commands) else ""
             yield Finding(
                 level=_PROBLEM,
                 reason=secret.problem.reason,
-                what=f"A Secret that the resource needs cannot be used: {where}.",
+                what=f"A Secret that the resource {'names' if optional else 'needs'} cannot be used: {where}.",
                 why=secret.problem.message,
                 next=f"Put that right; the operator then goes on by itself, without a restart.{file}",
                 commands=commands,
@@ -271,9 +274,10 @@ def _mend_secret(facts: Facts, secret: SecretSeen) -> list[str]:
         return [facts.kubectl(create), label]
     if reason is Reason.SECRET_NOT_SHARED:
         return [label]
-    if reason is Reason.SECRET_KEY_MISSING and not secret.immutable:
+    not_good = (Reason.SECRET_KEY_MISSING, Reason.SECRET_MALFORMED)
+    if reason in not_good and not secret.immutable:
         return [f"{facts.kubectl(f'{create} --dry-run=client --output=yaml')} | {facts.kubectl('apply --filename=-')}"]
-    if reason is Reason.SECRET_KEY_MISSING:
+    if reason in not_good:
         return [facts.kubectl(f"delete secret {name}"), facts.kubectl(create), label]
     return [facts.kubectl(f"describe secret {name}")]
 

@@ -14,7 +14,7 @@ SECRET_REACHES_PODS_WITHIN_S = 120
 
 def expected_hash(facts: Facts) -> str | None:
     """The hash of the token in the Secret: as read, or else as the operator last said."""
-    if facts.expected_token_hash is not None or any(secret.problem for secret in facts.secrets):
+    if facts.expected_token_hash is not None or any(each.problem for each in facts.secrets if not each.optional):
         return facts.expected_token_hash
     said = (facts.status.get("token") or {}).get("expectedHash")
     return None if said is None else str(said)

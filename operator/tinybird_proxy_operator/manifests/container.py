@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from tinybird_proxy_operator.manifests import environment
 from tinybird_proxy_operator.manifests.desired import Desired
-from tinybird_proxy_operator.spec import ProxySpec
+from tinybird_proxy_operator.spec import HeadersKey, ProxySpec
 
 USER_ID: Final = 10001
 SECURITY_CONTEXT: Final[dict[str, Any]] = {
@@ -31,6 +31,12 @@ def ports(spec: ProxySpec, events_name: str, admin_name: str) -> list[dict[str, 
         {"name": events_name, "containerPort": environment.events_port(spec), "protocol": "TCP"},
         {"name": admin_name, "containerPort": environment.admin_port(spec), "protocol": "TCP"},
     ]
+
+
+def headers_source(ref: HeadersKey, mode: int) -> dict[str, Any]:
+    """What a volume with the collector's headers is made from. A Secret that is gone keeps no pod from starting."""
+    items = [{"key": ref.key, "path": environment.HEADERS_FILE_NAME}]
+    return {"secretName": ref.name, "defaultMode": mode, "optional": True, "items": items}
 
 
 def startup_probe(port: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _RESERVED_LABELS: Final = (
 _DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 _RESERVED_ANNOTATIONS: Final = (_DEFAULT_CONTAINER, names.DELETION_COST_ANNOTATION)
 _PROGRESS_DEADLINE_S: Final = 600  # Kubernetes' default
+_HEADERS_VOLUME: Final = "otlp-headers"
 _NEVER_S: Final = 1_000_000_000  # some 30 years
 
 
@@ -150,6 +151,9 @@ def _secret_mounts(desired: Desired) -> tuple[list[dict[str, Any]], list[dict[st
         for volume, secret, key, file, _ in sources
     ]
     mounts = [{"name": volume, "mountPath": directory, "readOnly": True} for volume, _, _, _, directory in sources]
+    if headers := spec.telemetry.otlp_headers_secret_ref:
+        volumes.append({"name": _HEADERS_VOLUME, "secret": container.headers_source(headers, 0o440)})
+        mounts.append({"name": _HEADERS_VOLUME, "mountPath": names.OTLP_DIR, "readOnly": True})
     return volumes, mounts
 
 

@@ -20,6 +20,7 @@ LOOPBACK: Final = "127.0.0.1"
 EVERY_ADDRESS: Final = "::"
 TOKEN_FILE_NAME: Final = "token"  # noqa: S105 - a file's name
 ACCEPTED_FILE_NAME: Final = "accepted"
+HEADERS_FILE_NAME: Final = "headers"
 _OPTIONS: Final = {option.field: option for option in OPTIONS}
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _NODE_ID: Final = _OPTIONS["node_id"].variable
@@ -93,6 +94,11 @@ _SETTINGS: Final[tuple[tuple[str, str, Callable[[ProxySpec], str | None]], ...]]
     # The apps of a sidecar's pod have ended when it is told to stop.
     ("drain_delay_s", "", lambda spec: f"{0 if is_sidecar(spec) else DRAIN_DELAY_S}s"),
     ("shutdown_timeout_s", "drain.shutdownTimeoutSeconds", lambda spec: f"{spec.drain.shutdown_timeout_seconds}s"),
+    (
+        "otlp_headers_file",
+        "telemetry.otlpHeadersSecretRef",
+        lambda spec: f"{names.OTLP_DIR}/{HEADERS_FILE_NAME}" if spec.telemetry.otlp_headers_secret_ref else None,
+    ),
 )
 
 # What autoscaling sets beside, unless users add it themselves.

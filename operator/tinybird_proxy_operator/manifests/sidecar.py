@@ -17,6 +17,7 @@ EVENTS_PORT_NAME: Final = "tbp-events"
 ADMIN_PORT_NAME: Final = "tbp-admin"
 TOKEN_VOLUME: Final = f"{names.APP}-token"
 NO_ACCOUNT_VOLUME: Final = f"{names.APP}-no-account"
+HEADERS_VOLUME: Final = f"{names.APP}-otlp-headers"
 _ACCOUNT_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 # What clients that cannot go without a token get: the sidecar sends its own.
 PLACEHOLDER_TOKEN: Final = "sidecar"  # noqa: S105
@@ -47,6 +48,8 @@ def _container(desired: Desired) -> dict[str, Any]:
     mounts = [{"name": NO_ACCOUNT_VOLUME, "mountPath": _ACCOUNT_DIR, "readOnly": True}]
     if environment.has_own_token(spec):
         mounts.append({"name": TOKEN_VOLUME, "mountPath": names.TOKEN_DIR, "readOnly": True})
+    if spec.telemetry.otlp_headers_secret_ref is not None:
+        mounts.append({"name": HEADERS_VOLUME, "mountPath": names.OTLP_DIR, "readOnly": True})
     return {
         "name": names.SIDECAR_CONTAINER,
         **container.image(desired),
@@ -83,6 +86,8 @@ def _volumes(spec: ProxySpec) -> list[dict[str, Any]]:
             "items": [{"key": token.key, "path": environment.TOKEN_FILE_NAME}],
         }
         volumes.append({"name": TOKEN_VOLUME, "secret": secret})
+    if (headers := spec.telemetry.otlp_headers_secret_ref) is not None:
+        volumes.append({"name": HEADERS_VOLUME, "secret": container.headers_source(headers, 0o444)})
     return volumes
 
 

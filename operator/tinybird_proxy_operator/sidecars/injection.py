@@ -21,6 +21,7 @@ from tinybird_proxy_operator.names import (
     PROXY_LABEL,
     SIDECAR_CONTAINER,
     SIDECAR_HASH_ANNOTATION,
+    SIDECAR_VOLUMES,
 )
 
 # What a cluster needs to come up never waits for injection, whatever its labels; nor does the operator's own namespace.
@@ -209,7 +210,9 @@ def _former_urls(spec: Mapping[str, Any]) -> set[str]:
 
 def _volume_operations(pod: Pod, sidecar: Sidecar) -> Iterator[Operation]:
     volumes, wanted = _list(pod["spec"], "volumes"), sidecar.get("volumes", ())
-    ours, current = _names(wanted), injected_hash(pod) == sidecar["hash"]
+    found = injected_hash(pod)
+    # Of what was put in before, also what this sidecar has no more.
+    ours, current = (*_names(wanted), *(() if found is None else SIDECAR_VOLUMES)), found == sidecar["hash"]
     stay = [each for each in volumes if each["name"] not in ours or current]
     for index in reversed(range(len(volumes))):
         if volumes[index] not in stay:

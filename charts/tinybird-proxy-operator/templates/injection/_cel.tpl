@@ -54,6 +54,11 @@ not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook
     ": the name is that of a volume of the sidecar's; give it another" : ""
 {{- end }}
 
+{{/* names.SIDECAR_VOLUMES: whichever a sidecar may bring along. */}}
+{{- define "injection.everyVolume" -}}
+["tinybird-proxy-no-account", "tinybird-proxy-token", "tinybird-proxy-otlp-headers"]
+{{- end }}
+
 {{- define "injection.variables" -}}
 - name: sidecar
   expression: params.status.sidecar
@@ -100,10 +105,12 @@ not know: 1.31 takes no more in a new ValidatingAdmissionPolicy, and the webhook
     variables.init[variables.found[0]].?resources[?kind][?what].hasValue() &&
     quantity(string(variables.init[variables.found[0]].resources[kind][what])).compareTo(
     quantity(string(variables.resources[kind][what]))) == 0))
+# Of what was put in before, also what this sidecar has no more.
 - name: staleVolumes
   expression: >-
     lists.range(size(variables.podVolumes)).map(i, size(variables.podVolumes) - 1 - i).filter(i,
-    variables.podVolumes[i].name in variables.volumes && !variables.current)
+    (variables.podVolumes[i].name in variables.volumes || variables.hash.hasValue() && variables.podVolumes[i].name in
+    {{ include "injection.everyVolume" . }}) && !variables.current)
 - name: missingVolumes
   expression: >-
     variables.sidecar.?volumes.orValue([]).filter(v, !variables.current ||
