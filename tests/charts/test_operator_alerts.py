@@ -40,6 +40,7 @@ GRAVE = {
     "sender_restarts_total",
     "ready",
     "event_loop_lag_seconds",
+    "operator_rows_lost_total",
     "operator_reconciles_total",
     "operator_queue_oldest_age_seconds",
     "operator_last_reconcile_age_seconds",
@@ -126,6 +127,12 @@ def test_every_alert_says_how_grave_it_is_and_what_to_do() -> None:
 def test_the_dashboard_names_only_metrics_that_there_are() -> None:
     used = {name for expression in expressions() for name in NAME.findall(expression)}
     assert used - emitted() == set()
+
+
+def test_the_dashboard_shows_every_way_in_which_rows_are_lost() -> None:
+    used = {name for expression in expressions() for name in NAME.findall(expression)}
+    ways = ("rows_dropped", "letter_rows_evicted", "letter_rows_lost_at_exit", "operator_rows_lost")
+    assert {f"tinybird_proxy_{way}_total" for way in ways} - used == set()
 
 
 def test_the_dashboard_groups_only_by_labels_that_there_are() -> None:
