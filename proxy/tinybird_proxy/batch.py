@@ -145,8 +145,9 @@ class FrozenBatch:
     A piece of another batch has a ``split``, with which its rows are counted.
 
     ``bodies`` are kept until ``payload`` is made from them, once. ``promised`` is False only while a first contact has
-    not been answered: then its rows are nobody's yet. ``attempts`` counts requests begun; ``ambiguous`` says whether
-    one of them may have been taken although no reply said so.
+    not been answered: then its rows are nobody's yet. ``attempts`` counts requests begun; ``exposed``: of the
+    latest one, a byte of the payload may be with Tinybird. ``ambiguous`` says whether one of them may have been taken
+    although no reply said so.
     """
 
     id: str
@@ -167,6 +168,7 @@ class FrozenBatch:
     promised: bool = True
     payload: Payload | None = None
     attempts: int = 0
+    exposed: bool = False
     ambiguous: bool = False
     piece_count: int = 0
     split: Any = None  # the destination.splitting.Split that this is a piece of
@@ -176,6 +178,10 @@ class FrozenBatch:
         """``<parent>.<n>``, never the same twice."""
         self.piece_count += 1
         return f"{self.id}.{self.piece_count}"
+
+    def expose(self) -> None:
+        """Tinybird may have taken it from now on."""
+        self.exposed = True
 
     def end_span(self, verdict: str) -> None:
         """The flush span ends with ``verdict``, if there is one; a later attempt would begin another."""

@@ -57,14 +57,23 @@ class _Session:
 class _Attempt:
     """How far an attempt got: decides whether its failure is ambiguous, and which deadline is running."""
 
-    def __init__(self, timeout_s: float, deadline: asyncio.Timeout, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        timeout_s: float,
+        deadline: asyncio.Timeout,
+        now: Callable[[], float],
+        begins: Callable[[], None] | None,
+    ) -> None:
         self._timeout_s = timeout_s
         self._deadline = deadline
         self._now = now
+        self._begins = begins
         self.body_begun = False
 
     def progress(self) -> None:
         """A part of the body is being written, or all of it was: what follows has the whole timeout again."""
+        if self._begins is not None and not self.body_begun:
+            self._begins()
         self.body_begun = True
         self._deadline.reschedule(self._now() + self._timeout_s)
 
@@ -133,8 +142,12 @@ class Upstream:
         batch_id: str,
         vias: tuple[str, ...] = (),
         traceparent: str | None = None,
+        begins: Callable[[], None] | None = None,
     ) -> Reply:
-        """Make one attempt. Raises ``ConnectFailed``, ``ConnectionBroken`` or ``ResponseTimeout``."""
+        """Make one attempt. Raises ``ConnectFailed``, ``ConnectionBroken`` or ``ResponseTimeout``.
+
+        ``begins`` is called before the first byte of the payload is written: from then on Tinybird may take it.
+        """
         headers = {
             "Authorization": f"Bearer {token}",
             "Accept-Encoding": "identity",
@@ -147,7 +160,7 @@ class Upstream:
             headers["traceparent"] = traceparent
         async with self._use() as client:
             deadline = asyncio.timeout(CONNECT_TIMEOUT_S)
-            attempt = _Attempt(self._settings.timeout_s, deadline, asyncio.get_running_loop().time)
+            attempt = _Attempt(self._settings.timeout_s, deadline, asyncio.get_running_loop().time, begins)
             try:
                 async with (
                     deadline,

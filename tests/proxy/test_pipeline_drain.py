@@ -10,7 +10,16 @@ from tests.proxy.simulated import Reports, now, running
 from tinybird_proxy.admission import Occupancy
 from tinybird_proxy.ledger import Ledger
 from tinybird_proxy.pipeline import STOPPING, Pipeline
-from tinybird_proxy.testing.fake_upstream import FakeUpstream, Script, after, broken, hang, reply, unreachable
+from tinybird_proxy.testing.fake_upstream import (
+    FakeUpstream,
+    Script,
+    after,
+    broken,
+    connecting,
+    hang,
+    reply,
+    unreachable,
+)
 from tinybird_proxy.testing.pipelines import Client, Setup, confirmed, imbalances, numbered, numbers_of
 from tinybird_proxy.ticket import Confirmed, Dropped, NotTaken
 
@@ -135,6 +144,19 @@ async def test_what_a_drain_leaves_is_dropped_with_its_reason_and_those_who_wait
     assert await asyncio.gather(*waiting) == [Dropped()] * 5
     assert pipeline.ledger().dropped == {"in_doubt": 4, "shutdown": 1}
     assert pipeline.surroundings.buffer.occupancy == Occupancy()
+    assert imbalances(pipeline) == []
+
+
+async def test_an_attempt_that_has_no_connection_yet_leaves_nothing_in_doubt() -> None:
+    tinybird = FakeUpstream()
+    async with running(tinybird, Setup(batch_rows=2, concurrency=2)) as pipeline:
+        (hits,) = await confirmed(pipeline, "hits")
+        tinybird.will(hang(), then=connecting())
+        for number in range(5):
+            hits.offer(numbered([number]))
+        await drain(pipeline, 10)
+    assert pipeline.ledger().dropped == {"in_doubt": 2, "shutdown": 3}
+    assert pipeline.ledger().ambiguous == 0
     assert imbalances(pipeline) == []
 
 

@@ -102,6 +102,17 @@ async def test_an_attempt_is_one_post_with_the_token_in_its_header() -> None:
     }
 
 
+async def test_it_is_told_once_that_the_body_begins_and_not_before_there_is_a_connection() -> None:
+    begun = list[str]()
+    async with plain_tinybird() as tinybird, reaching(tinybird.url) as upstream:
+        await send(upstream, gzip.compress(b"{}\n" * 500_000, 0), begins=lambda: begun.append("begun"))
+        assert begun == ["begun"]
+    async with reaching(tinybird.url) as upstream:  # where nothing listens any more
+        with pytest.raises(ConnectFailed):
+            await send(upstream, begins=lambda: begun.append("without a connection"))
+    assert begun == ["begun"]
+
+
 async def test_an_empty_payload_is_sent_with_its_length() -> None:
     async with plain_tinybird() as tinybird, reaching(tinybird.url) as upstream:
         await upstream.send(f"{tinybird.url}/v0/events?name=x", Payload(b"", None), token="t", batch_id="b")

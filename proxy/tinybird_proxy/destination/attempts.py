@@ -76,6 +76,7 @@ class Attempts:
         """Send ``batch`` once, inside a client span."""
         began_at = self._s.now()
         batch.attempts += 1
+        batch.exposed = False
         wait = self._s.upstream_wait or any(place.ticket.open for place in batch.tickets)
         url = self._s.upstream.url(self._key, wait=wait)
         if batch.span is None:
@@ -92,6 +93,7 @@ class Attempts:
                 batch_id=batch.id,
                 vias=batch.vias,
                 traceparent=span.traceparent,
+                begins=batch.expose,
             )
             status = reply.status
         except UpstreamError as error:

@@ -185,7 +185,8 @@ class Destination:
     def recover_in_flight(self) -> None:
         """After the task died: what was in flight goes back, its outcome unknown."""
         for batch in list(self._queue.in_flight.values()):
-            self._exits.mark_ambiguous(batch)
+            if self._exits.is_out(batch):
+                self._exits.mark_ambiguous(batch)
             self._put_back(batch)
         self._splitting.interrupted()
 

@@ -108,12 +108,16 @@ class Exits:
 
     def drop(self, batch: FrozenBatch) -> None:
         """The process stops before ``batch`` is settled."""
-        in_doubt = batch.ambiguous or batch.id in self._queue.in_flight
+        in_doubt = batch.ambiguous or self.is_out(batch)
         if batch.promised:
             self._ledger.drop(DropReason.IN_DOUBT if in_doubt else DropReason.SHUTDOWN, batch.row_count)
         for place in batch.tickets:
             place.ticket.resolve(Dropped())
         self.let_go(batch, "in_doubt" if in_doubt else "dropped")
+
+    def is_out(self, batch: FrozenBatch) -> bool:
+        """Whether Tinybird may have ``batch`` by the attempt that is being made; one that only connects has no byte."""
+        return batch.exposed and batch.id in self._queue.in_flight
 
     def drop_split(self, split: Split) -> None:
         """The process stops while ``split`` is not decided."""

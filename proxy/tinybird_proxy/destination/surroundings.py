@@ -41,8 +41,12 @@ class BatchUpstream(Protocol):
         batch_id: str,
         vias: tuple[str, ...] = (),
         traceparent: str | None = None,
+        begins: Callable[[], None] | None = None,
     ) -> Reply:
-        """Make one attempt. Raises an ``UpstreamError`` if no reply came."""
+        """Make one attempt. Raises an ``UpstreamError`` if no reply came.
+
+        ``begins`` is called before the first byte of the payload is written: from then on Tinybird may take it.
+        """
         ...
 
 

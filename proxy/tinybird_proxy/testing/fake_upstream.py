@@ -30,11 +30,15 @@ _INFLATED_MAX_BYTES = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happens to one attempt. A status stands for a plain reply with it; ``takes`` None: as the answer says."""
+    """What happens to one attempt. A status stands for a plain reply with it; ``takes`` None: as the answer says.
+
+    ``begins``: whether a byte of the body is ever written.
+    """
 
     answer: int | Reply | UpstreamError
     after_s: float = 0.0
     takes: bool | None = None
+    begins: bool = True
 
 
 @dataclass(kw_only=True)
@@ -90,9 +94,14 @@ def hang(*, takes: bool = False) -> Step:
     return Step(500, after_s=math.inf, takes=takes)
 
 
+def connecting() -> Step:
+    """No connection, ever, and no error either: the attempt ends only if it is cancelled."""
+    return replace(unreachable(), after_s=math.inf)
+
+
 def unreachable() -> Step:
     """Nothing listens there: no body byte was written."""
-    return Step(ConnectFailed("no connection to tinybird.test:443: connection refused"))
+    return Step(ConnectFailed("no connection to tinybird.test:443: connection refused"), begins=False)
 
 
 def broken(*, takes: bool = False) -> Step:
@@ -175,6 +184,7 @@ class FakeUpstream:
         batch_id: str,
         vias: tuple[str, ...] = (),
         traceparent: str | None = None,
+        begins: Callable[[], None] | None = None,
     ) -> Reply:
         """Make one attempt: what becomes of it stands in the script."""
         now = asyncio.get_running_loop().time
@@ -192,6 +202,8 @@ class FakeUpstream:
         answer = _plain_reply(step.answer, attempt) if isinstance(step.answer, int) else step.answer
         says_taken = isinstance(answer, Reply) and 200 <= answer.status < 300
         attempt.taken = says_taken if step.takes is None else step.takes
+        if begins is not None and step.begins:
+            begins()
         await self._wait(attempt.name, step.after_s)
         attempt.answer, attempt.ended_at = answer, now()
         if isinstance(answer, UpstreamError):
