@@ -374,9 +374,10 @@ async def ask(
     token: str | None = TOKEN,
     headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     version: str = "1.1",
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One request on a connection of its own."""
-    async with connected(port) as peer:
+    async with connected(port, tls=tls) as peer:
         await peer.send(request(target, body, method=method, token=token, headers=headers, version=version))
         return await peer.answer(method=method)
 

@@ -48,6 +48,7 @@ from tinybird_proxy.server.handler import PublicHandler
 from tinybird_proxy.server.http import ConnectionLimits, HttpServer
 from tinybird_proxy.server.passthrough import PassThrough
 from tinybird_proxy.server.receive import ReceiveLimits, Receiver
+from tinybird_proxy.server.tls_door import TlsDoor
 from tinybird_proxy.telemetry.logs import fields, get_logger
 from tinybird_proxy.telemetry.meters import Meters
 from tinybird_proxy.telemetry.otel_env import wants_tracing
@@ -192,15 +193,12 @@ async def running(
         at_door = Doorkeeper(
             server, max_connections=allowed_connections(config.max_connections), option="MAX_CONNECTIONS", now=now
         )
-        tls = secrets.server_tls
-        listener = await loop.create_server(
-            at_door,
-            sock=public_socket,
-            backlog=BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else config.header_timeout_s,
-        )
-        stack.callback(listener.close)
+        if (tls := secrets.server_tls) is not None:
+            door = TlsDoor(at_door, tls, handshake_timeout_s=config.header_timeout_s, now=now)
+            await stack.enter_async_context(door.open(public_socket))
+        else:
+            listener = await loop.create_server(at_door, sock=public_socket, backlog=BACKLOG)
+            stack.callback(listener.close)
         await stack.enter_async_context(
             background(
                 meters,

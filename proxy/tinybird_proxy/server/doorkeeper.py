@@ -5,7 +5,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from time import time
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -20,21 +20,35 @@ TOLD_S: Final = 1.0
 MAX_TOLD: Final = 64
 # A connection that ends, but whose client does not read what is left of its answer, is cut after so long.
 END_S: Final = 10.0
+# A TLS handshake takes a few round trips. One that has taken so long is ended rather than a connection that is idle.
+SLOW_HANDSHAKE_S: Final = 2.0
 # Looking at all connections costs less than a microsecond for each: at most a tenth of the loop's time goes into it.
 _LOOK_S_PER_CONNECTION: Final = 5e-6
 _WARN_INTERVAL_S: Final = 60.0
 _log = get_logger("server")
 
 
+class Handshake(Protocol):
+    """A connection on which TLS is being begun; ``began_at_s`` is the loop's time."""
+
+    began_at_s: float
+
+    def end(self) -> None:
+        """End it, and take it out of the handshakes under way."""
+
+
 class Doorkeeper:
     """A protocol factory in front of ``server``'s own, which bounds the number of its connections.
 
-    ``option`` is what the limit is called, for people; ``now`` is the loop's time in seconds.
+    ``option`` is what the limit is called, for people; ``now`` is the loop's time in seconds. Those of ``handshakes``,
+    which begin and end elsewhere, count as connections; they stand in the order in which they began.
     """
 
     def __init__(self, server: web.Server, *, max_connections: int, option: str, now: Callable[[], float]) -> None:
         self.ended_idle = 0
+        self.ended_handshakes = 0
         self.turned_away = 0
+        self.handshakes: dict[Handshake, None] = {}
         self._server = server
         self._max_connections = max_connections
         self._now = now
@@ -52,21 +66,44 @@ class Doorkeeper:
 
     def __call__(self) -> asyncio.BaseProtocol:
         """The protocol for a new connection."""
-        connections = self._server._connections
-        if len(connections) < self._max_connections:
-            return self._server()
+        return self._server() if self.has_room() else self.turn_away()
+
+    def turn_away(self) -> asyncio.BaseProtocol:
+        """The protocol for a new connection for which there is no room."""
+        self.turned_away += 1
+        self._warn()
+        return _TurnedAway(self._told, wire(self._full, False, int(time())))
+
+    def has_room(self) -> bool:
+        """Whether there is room for one more now, if need be because another one was ended.
+
+        A handshake that is slow ends first, and so does the oldest one where they are more than half of all: clients
+        that never finish theirs keep nobody out, and push no more than half of the others out.
+        """
+        handshakes = len(self.handshakes)
+        if len(self._server._connections) + handshakes < self._max_connections:
+            return True
+        oldest = next(iter(self.handshakes), None)
+        if oldest is not None and (
+            handshakes * 2 > self._max_connections or oldest.began_at_s + SLOW_HANDSHAKE_S <= self._now()
+        ):
+            return self._end_handshake(oldest)
         found = self._longest_idle()
         if found is None:
-            self.turned_away += 1
-            self._warn()
-            return _TurnedAway(self._told, wire(self._full, False, int(time())))
+            return oldest is not None and self._end_handshake(oldest)
         self.ended_idle += 1
         self._warn()
-        transport = connections.get(found)
+        transport = self._server._connections.get(found)
         found.force_close()
         if transport is not None:
             transport.abort()  # whatever its client has not read by now
-        return self._server()
+        return True
+
+    def _end_handshake(self, handshake: Handshake) -> bool:
+        self.ended_handshakes += 1
+        self._warn()
+        handshake.end()
+        return True
 
     def _longest_idle(self) -> RequestHandler | None:
         """The connection on which nothing has happened for longest, and nothing is under way; None if there is none."""
@@ -108,11 +145,13 @@ class Doorkeeper:
     def _warn(self) -> None:
         if self._warnings.count(self._now()):
             _log.warning(
-                "no room for more connections: idle ones are ended, and where there are none new ones are refused",
+                "no room for more connections: idle ones and slow TLS handshakes are ended, "
+                "and where there are none new ones are refused",
                 extra=fields(
                     option=self._option,
                     max_connections=self._max_connections,
                     ended_idle=self.ended_idle,
+                    ended_handshakes=self.ended_handshakes,
                     turned_away=self.turned_away,
                 ),
             )
