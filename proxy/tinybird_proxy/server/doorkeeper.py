@@ -68,6 +68,10 @@ class Doorkeeper:
         """The protocol for a new connection."""
         return self._server() if self.has_room() else self.turn_away()
 
+    def let_in(self) -> asyncio.BaseProtocol:
+        """The protocol for a connection that has its place already: it held it during its handshake."""
+        return self._server()
+
     def turn_away(self) -> asyncio.BaseProtocol:
         """The protocol for a new connection for which there is no room."""
         self.turned_away += 1

@@ -14,8 +14,9 @@ from typing import Final, cast
 from tinybird_proxy.server.doorkeeper import MAX_TOLD, Doorkeeper, Handshake
 from tinybird_proxy.telemetry.logs import Sparingly, fields, get_logger
 
-# Taken in one turn of the loop: those that end for them give their files back only in the next one.
-ACCEPTS_PER_TURN: Final = 128
+# Taken in one turn of the loop; the rest waits for the next ones. A handshake takes some turns: where there are few
+# places, larger pieces of a flood would push it out before it can be done.
+ACCEPTS_PER_TURN: Final = 4
 # Where the system gives no more files or memory, what comes waits in the listen queue for so long.
 ACCEPT_PAUSE_S: Final = 1.0
 # Handshakes that are ended at a stop are done within some turns of the loop; no stop waits for longer.
@@ -76,7 +77,7 @@ class TlsDoor:
 
     def _begin(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
         if self._keeper.has_room():
-            handshake = _Handshake(sock, self._keeper.handshakes, self._keeper, self._now())
+            handshake = _Handshake(sock, self._keeper.handshakes, self._keeper.let_in, self._now())
         else:
             if len(self._turned_away) >= MAX_TOLD:
                 next(iter(self._turned_away)).end()
