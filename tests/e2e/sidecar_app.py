@@ -9,7 +9,7 @@ begins with ``#`` is anything else. So the container's log is the list of what m
     --count       ends after so many rows: status 0 if each had a 2xx, else 1. Without it it goes on.
     --rate        rows a second, at most; 20 unless given
     --on-sigterm  end: after the row at hand, with status 0, which is what an app should do. ignore: it goes on until it
-                  is killed.
+                  is killed, and says of each row before it goes, `# sending ID`: of the last nobody hears what came.
     --listen      answers every GET on this port with 200
 """
 
@@ -53,6 +53,8 @@ def main() -> int:
     while not stop.is_set() and posted != options.count:
         posted += 1
         row_id = f"{options.prefix}-{posted}"
+        if options.on_sigterm == "ignore":
+            say(f"# sending {row_id}")
         answer = client.post(row_id)
         accepted = answer.startswith("2")
         say(row_id if accepted else f"# {row_id}: {answer}")
