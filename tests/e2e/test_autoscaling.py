@@ -167,7 +167,7 @@ def test_an_hpa_on_the_deployment_is_named_and_nobody_fights_it(namespace: Names
     _until_it_works(namespace)
     namespace.patch("tbp", "events", {"spec": {"autoscaling": None}})
     until("no HPA", lambda: not namespace.find("horizontalpodautoscalers"), timeout_s=40)
-    assert namespace.condition("Autoscaling") == ("", "", "")
+    namespace.until_condition("Autoscaling", "", "")
 
 
 @pytest.mark.control_plane
