@@ -4,13 +4,13 @@ The controllers of Kubernetes are played by ``Cluster.roll_out``. Time stands st
 """
 
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import pytest
@@ -32,6 +32,8 @@ EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 TOKEN_HASH: Final = "69b6bc28"
 # So often a read or an apply is sent before the client gives it up.
 TRIES: Final = len(AGAIN_AFTER_S) + 1
+_P = TypeVar("_P")
+_C = TypeVar("_C")
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -238,11 +240,26 @@ async def connection(api: FakeApi, directory: Path) -> AsyncIterator[Kube]:
 
 
 @asynccontextmanager
-async def running_cluster(directory: Path) -> AsyncIterator[Cluster]:
-    """Everything, until the block ends."""
+async def running_around(
+    proxies: AbstractAsyncContextManager[_P],
+    make: Callable[[FakeApi, Kube, _P, aiohttp.ClientSession], _C],
+    directory: Path,
+) -> AsyncIterator[_C]:
+    """The cluster that ``make`` makes of its parts, these proxies among them, until the block ends."""
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(running_api())
         kube = await stack.enter_async_context(connection(api, directory))
-        proxies = await stack.enter_async_context(running_proxies())
+        running = await stack.enter_async_context(proxies)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Cluster(api, kube, proxies, session, Clock())
+        yield make(api, kube, running, session)
+
+
+@asynccontextmanager
+async def running_cluster(directory: Path) -> AsyncIterator[Cluster]:
+    """Everything, until the block ends."""
+
+    def make(api: FakeApi, kube: Kube, proxies: Proxies, session: aiohttp.ClientSession) -> Cluster:
+        return Cluster(api, kube, proxies, session, Clock())
+
+    async with running_around(running_proxies(), make, directory) as cluster:
+        yield cluster

@@ -1,18 +1,19 @@
 """A resource that is being deleted: a fake API, proxies that drain, and a clock that may be wrong."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.operator.clusters import EPOCH, Clock, Cluster, connection
+from tests.operator.clusters import EPOCH, Clock, Cluster, running_around
 from tests.operator.draining_proxies import Drainable, running_drainable
 
+from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.names import KIND, finalizer
-from tinybird_proxy_operator.testing.fake_api import running_api
+from tinybird_proxy_operator.testing.fake_api import FakeApi
 from tinybird_proxy_operator.testing.field_owners import Object
 
 OURS, THEIRS = finalizer(""), "example.com/theirs"
@@ -77,10 +78,10 @@ class Deleting(Cluster):
 
 @asynccontextmanager
 async def running_deleting(directory: Path) -> AsyncIterator[Deleting]:
-    async with AsyncExitStack() as stack:
-        api = await stack.enter_async_context(running_api())
-        kube = await stack.enter_async_context(connection(api, directory))
-        proxies = await stack.enter_async_context(running_drainable())
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+    def make(api: FakeApi, kube: Kube, proxies: Drainable, session: aiohttp.ClientSession) -> Deleting:
         api.put({"kind": "Namespace", "metadata": {"name": "shop"}, "spec": {}})
-        yield Deleting(api, kube, proxies, session, SkewedClock())
+        return Deleting(api, kube, proxies, session, SkewedClock())
+
+    async with running_around(running_drainable(), make, directory) as cluster:
+        yield cluster

@@ -2,16 +2,17 @@
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.operator.clusters import IPS, Clock, Cluster, connection
+from tests.operator.clusters import IPS, Clock, Cluster, running_around
 from tests.operator.draining_proxies import Drainable, running_drainable
 
+from tinybird_proxy_operator.kube import Kube
 from tinybird_proxy_operator.names import DELETION_COST_ANNOTATION, DRAINING_LABEL, KIND, selector_labels
-from tinybird_proxy_operator.testing.fake_api import running_api
+from tinybird_proxy_operator.testing.fake_api import FakeApi
 from tinybird_proxy_operator.testing.field_owners import Object
 
 A, B, C = (f"events-1-{number}" for number in range(3))
@@ -124,10 +125,10 @@ def _order(pod: Object) -> tuple[Any, ...]:
 @asynccontextmanager
 async def running_scaled(directory: Path) -> AsyncIterator[Scaled]:
     """Everything, until the block ends."""
-    async with AsyncExitStack() as stack:
-        api = await stack.enter_async_context(running_api())
-        kube = await stack.enter_async_context(connection(api, directory))
-        proxies = await stack.enter_async_context(running_drainable())
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+    def make(api: FakeApi, kube: Kube, proxies: Drainable, session: aiohttp.ClientSession) -> Scaled:
         api.put({"kind": "Namespace", "metadata": {"name": "shop"}, "spec": {}})
-        yield Scaled(api, kube, proxies, session, Clock())
+        return Scaled(api, kube, proxies, session, Clock())
+
+    async with running_around(running_drainable(), make, directory) as cluster:
+        yield cluster

@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from blockbuster import blockbuster_ctx
+from tests.proxy.simulated import FragileBuffer
 
-from tinybird_proxy.batch import FrozenBatch
-from tinybird_proxy.buffer import MemoryBuffer
 from tinybird_proxy.pacing import State
 from tinybird_proxy.pipeline import Pipeline
 from tinybird_proxy.supervisor import RESTART_DELAY_S, WATCH_INTERVAL_S
@@ -160,31 +159,10 @@ async def test_a_sender_that_stands_still_again_and_again_is_ended_each_time() -
 # Dying.
 
 
-class Fragile(MemoryBuffer):
-    """Raises so many times, when a batch is frozen or its outcome is to be recorded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.freezing = 0
-        self.recording = 0
-
-    def freeze(self, batch: FrozenBatch) -> None:
-        if self.freezing:
-            self.freezing -= 1
-            raise OSError(5, "by script")
-        super().freeze(batch)
-
-    async def record_outcome(self, batch: FrozenBatch) -> None:
-        if self.recording:
-            self.recording -= 1
-            raise OSError(28, "by script")
-        await super().record_outcome(batch)
-
-
 async def test_a_sender_that_died_is_restarted_and_counted_and_its_rows_are_delivered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tinybird, buffer = FakeUpstream(), Fragile()
+    tinybird, buffer = FakeUpstream(), FragileBuffer()
     async with watched(tinybird, Setup(buffer=buffer, batch_rows=1)) as pipeline:
         (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
@@ -201,7 +179,7 @@ async def test_a_sender_that_died_is_restarted_and_counted_and_its_rows_are_deli
 async def test_while_a_dead_sender_waits_to_be_restarted_it_is_not_ended_once_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tinybird, buffer = FakeUpstream(), Fragile()
+    tinybird, buffer = FakeUpstream(), FragileBuffer()
     async with watched(tinybird, Setup(buffer=buffer)) as pipeline:
         (hits,) = await confirmed(pipeline, "hits")
         await asyncio.sleep(2)
