@@ -198,6 +198,8 @@ class TestParseHeaders:
             ("Authorization: Bearer s3cret", NOT_A_HEADER.format(1)),
             ("=s3cret", NOT_A_HEADER.format(1)),
             ("a b=s3cret", NOT_A_HEADER.format(1)),
+            ("a\n=s3cret", NOT_A_HEADER.format(1)),
+            ("a=\ns3cret", NOT_IN_A_HEADER.format(1)),
             ('a="s3cret"', NOT_IN_A_HEADER.format(1)),
             ("a=s3cret;b=2", NOT_IN_A_HEADER.format(1)),
             ("a=s3cret\nb=2", NOT_IN_A_HEADER.format(1)),

@@ -57,7 +57,8 @@ def parse_headers(text: str) -> dict[str, str]:
     for number, entry in enumerate(text.split(","), 1):
         if not entry.strip():
             continue
-        name, equals, value = (part.strip() for part in entry.partition("="))
+        # The file may end with a line break, and have one between headers; within one it is malformed.
+        name, equals, value = (part.strip(" \t") for part in entry.strip().partition("="))
         if not equals or not _HEADER_NAME.fullmatch(name):
             raise TokenFileError(f"header {number} is not key=value, as in OTEL_EXPORTER_OTLP_HEADERS")
         fits = _HEADER_VALUE.fullmatch(value) and not _NOT_IN_A_VALUE & set(value)
